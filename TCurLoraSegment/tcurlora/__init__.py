@@ -1,0 +1,30 @@
+"""tCURLoRA: adapt a segmentation model to a site's own scans with tensor-CUR low-rank adapters.
+
+    from tcurlora import TensorCurConfig, adapt, load_adapter, merge
+
+    model = adapt(network, TensorCurConfig(r=8))    # any torch.nn.Module
+    ...                                             # train model.parameters() that require gradients
+    network = merge(model)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt, merge
+    from tcurlora.adapter_files import load_adapter, save_adapter
+
+__version__ = "0.1.0"
+__all__ = ["TensorCurConfig", "TensorCurModel", "adapt", "load_adapter", "merge", "save_adapter"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, which the command line's help must not pay.
+    if name in ("load_adapter", "save_adapter"):
+        from tcurlora import adapter_files as module
+    elif name in __all__:
+        from tcurlora import adapter as module
+    else:
+        raise AttributeError(f"module 'tcurlora' has no attribute '{name}'")
+    return getattr(module, name)

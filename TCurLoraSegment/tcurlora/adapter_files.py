@@ -1,0 +1,160 @@
+"""Adapters on disk: adapter_config.json, adapter_model.safetensors, report.json and README.md.
+
+Only what the base does not hold is saved: index sets, cores, the head, and the decoder where the preset trains it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tcurlora.adapter import TensorCurConfig, TensorCurModel, fingerprint
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.events import write_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+REPORT = "report.json"
+CARD = "README.md"
+
+
+def save_adapter(
+    model: TensorCurModel,
+    folder: Path,
+    details: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
+    card: str = "# Adapter\n",
+) -> None:
+    """Write an adapter folder, whole or not at all.
+
+    Args:
+        model: the trained model.
+        folder: must not exist.
+        details: further content of adapter_config.json, such as the base's name and the labels.
+        report: content of report.json.
+        card: content of README.md.
+
+    Raises:
+        InputError: when the folder exists.
+    """
+    details = dict(details or {})
+    base = {**details.pop("base_model", {}), "fingerprint": fingerprint(model.network)}
+    with new_folder(folder) as temporary:
+        write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
+        save_file(model.trained_state(), temporary / WEIGHTS)
+        write_json(temporary / REPORT, dict(report or {}))
+        (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def load_adapter(network: nn.Module, folder: str | Path) -> TensorCurModel:
+    """Put a saved adapter on its base network.
+
+    Args:
+        network: the base, with its own weights.
+        folder: the adapter.
+
+    Raises:
+        InputError: when the folder is no adapter, is damaged, or was made for another base.
+    """
+    folder = Path(folder)
+    content = read_adapter_config(folder)
+    state = _read_state(folder)
+    config = TensorCurConfig.from_dict(content)
+    if content.get("base_model", {}).get("fingerprint") != fingerprint(network):
+        name = content.get("base_model", {}).get("name", "another one")
+        raise InputError(
+            f"The adapter '{folder.name}' was made for another base model ({name}); its weights differ from this one's.",
+            "Use the base model that is named in the adapter's README.md.",
+            "other_base",
+        )
+    stacks = len(config.stacks or ())
+    try:
+        index_sets = [(state[f"rows.{i}"].long(), state[f"columns.{i}"].long()) for i in range(stacks)]
+        model = TensorCurModel(network, config, index_sets)
+    except (KeyError, IndexError, RuntimeError, AttributeError) as error:
+        raise _damaged(folder) from error
+    model.load_trained_state(state)
+    return model
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read adapter_config.json.
+
+    Raises:
+        InputError: when the folder is no adapter or the file is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"'{folder.name}' is no adapter: it has no {CONFIG}.", "Choose an adapter's folder.", "not_an_adapter"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder) from error
+    if not isinstance(content, dict) or not isinstance(content.get("base_model", {}), dict):
+        raise _damaged(folder)
+    return content
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder` that becomes it when all went well, and is deleted otherwise.
+
+    Raises:
+        InputError: when the folder exists.
+        TCurLoraError: when it cannot be written.
+    """
+    require_absent(folder)
+    # Always the same name, so that what a killed process left behind is cleared by the next one.
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise TCurLoraError(
+            f"'{folder.name}' could not be written ({error.strerror or error}).",
+            "Check the free space and the permissions of its folder.",
+            "cannot_write",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        InputError: when the path exists.
+    """
+    if path.exists():
+        raise InputError(
+            f"'{path.name}' exists already in '{path.parent.name or path.parent}' and is not overwritten.",
+            "Choose another name for the output, or remove it first.",
+            "output_exists",
+        )
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(folder) from error
+    return state
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(
+        f"The adapter '{folder.name}' is damaged.", "Use another copy of it, or adapt the model again.", "damaged_adapter"
+    )

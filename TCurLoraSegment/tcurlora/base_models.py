@@ -1,0 +1,257 @@
+"""Base models: MONAI bundle folders, read as data. What a bundle's config may instantiate is an allow-list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks import nets
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tcurlora.catalogue import find_base_folder
+from tcurlora.errors import InputError
+from tcurlora.labels import BACKGROUND, Structure
+from tcurlora.preprocessing import INTENSITY, Preprocessing
+
+NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet", "UNet", "BasicUNet", "AttentionUnet", "VNet")
+# Steps of a bundle's preprocessing that this program does in its own way, or that change nothing here.
+UNDERSTOOD = ("LoadImage", "EnsureChannelFirst", "AddChannel", "Orientation", "Spacing", "EnsureType", "ToTensor", "CastToType")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on disk.
+
+    Attributes:
+        folder: the bundle.
+        name: name of the bundle's folder or catalogue entry.
+        metadata: content of configs/metadata.json.
+        network_def: class name and arguments of the network.
+        channels: name of each output channel; channels of equal name vote for one structure together.
+        preprocessing: what the network expects.
+        weights: the weights file.
+    """
+
+    folder: Path
+    name: str
+    metadata: Mapping[str, Any]
+    network_def: Mapping[str, Any]
+    channels: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: Path
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.network_def.get("in_channels", 1))
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of the structures, without the background, each once."""
+        return list(dict.fromkeys(name for name in self.channels if name != BACKGROUND))
+
+    def labelled_structures(self) -> list[Structure]:
+        """The structures with label values, colors and terminology, as metadata.json has them, or numbered from 1."""
+        known = {entry["name"]: entry for entry in self.metadata.get("structures", ()) if "name" in entry}
+        return [
+            Structure.from_dict({"value": number, **known.get(name, {}), "name": name})
+            for number, name in enumerate(self.structures, start=1)
+        ]
+
+    @cached_property
+    def sha256(self) -> str:
+        """The model's identity: SHA-256 of the weights file."""
+        with self.weights.open("rb") as stream:
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def build(self) -> nn.Module:
+        """Make the network and load its weights.
+
+        Raises:
+            InputError: when the weights cannot be read or do not fit the network.
+        """
+        arguments = {key: value for key, value in self.network_def.items() if key != "_target_"}
+        try:
+            network: nn.Module = getattr(nets, self.network_def["_target_"])(**arguments)
+        except Exception as error:  # MONAI's networks raise many kinds of errors on arguments that do not fit.
+            raise InputError(
+                f"The base model '{self.name}' describes a {self.network_def['_target_']} that cannot be made: {error}.",
+                "Correct network_def in its configs/inference.json.",
+                "bad_bundle",
+            ) from error
+        state = read_weights(self.weights)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(
+                f"The weights in '{self.weights.name}' of base model '{self.name}' do not fit its network.",
+                "Use the weights and the configs/inference.json of the same release of the model.",
+                "bad_bundle",
+            ) from error
+        return network.eval()
+
+
+def load_base_model(name_or_folder: str | Path) -> BaseModel:
+    """Read a base model's description; the weights are read by `build`.
+
+    Args:
+        name_or_folder: a name from the catalogue, or a MONAI bundle folder.
+
+    Raises:
+        InputError: when it is no bundle, or asks for something that is not on the allow-list.
+    """
+    folder = find_base_folder(name_or_folder)
+    metadata = _read_json(folder / "configs" / "metadata.json")
+    inference = _read_json(folder / "configs" / "inference.json")
+    network_def = _network_def(inference, folder)
+    channels = _channels(metadata, folder)
+    out_channels = network_def.get("out_channels")
+    if out_channels is not None and out_channels != len(channels):
+        raise _bad(folder, f"has {out_channels} output channels, but channel_def names {len(channels)}")
+    weights = next((p for p in (folder / "models" / n for n in ("model.safetensors", "model.pt")) if p.is_file()), None)
+    if weights is None:
+        raise _bad(folder, "has no models/model.safetensors and no models/model.pt")
+    return BaseModel(
+        folder=folder,
+        name=str(metadata.get("name") or folder.name),
+        metadata=metadata,
+        network_def=network_def,
+        channels=channels,
+        preprocessing=_preprocessing(inference, metadata, network_def, folder),
+        weights=weights,
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict as float32 tensors; a pickle in it is never executed.
+
+    Raises:
+        InputError: when the file is damaged or holds anything but tensors.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(state.get(key), dict):
+                state = state[key]
+        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, AttributeError, KeyError) as error:
+        raise _unreadable(path) from error
+    except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file provokes
+        raise _unreadable(path) from error
+
+
+def write_bundle(folder: Path, configs: Mapping[str, Mapping[str, Any]], card: str, state: Mapping[str, Tensor]) -> None:
+    """Write a bundle folder: configs, docs/README.md and models/model.pt.
+
+    The weights are a plain state dict for torch.load(weights_only=True): MONAI's own loaders read nothing else.
+    """
+    for name in ("configs", "models", "docs"):
+        (folder / name).mkdir(parents=True)
+    for name, content in configs.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
+    (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
+    torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / "models" / "model.pt")
+
+
+def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    network_def = inference.get("network_def")
+    if not isinstance(network_def, dict) or not isinstance(network_def.get("_target_"), str):
+        raise _bad(folder, "has no network_def with a _target_ in configs/inference.json")
+    target = network_def["_target_"]
+    class_name = target.rpartition(".")[2]
+    if class_name not in NETWORKS or target not in (class_name, f"monai.networks.nets.{class_name}") and not (
+        target.startswith("monai.networks.nets.") and target.count(".") == 4
+    ):
+        raise _bad(folder, f"asks for the network '{target}', which is not one of {', '.join(NETWORKS)}")
+    for key, value in network_def.items():
+        if _has_expression(value) or key.startswith("_") and key != "_target_":
+            raise _bad(folder, f"has an expression or a reference in network_def ('{key}'), which is never executed")
+    return {**network_def, "_target_": class_name}
+
+
+def _channels(metadata: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    try:
+        definition = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        names = [str(definition[str(i)]) for i in range(len(definition))]
+    except (KeyError, TypeError) as error:
+        raise _bad(folder, "does not name its output channels (channel_def, from 0 on) in configs/metadata.json") from error
+    return tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in names)
+
+
+def _preprocessing(
+    inference: Mapping[str, Any], metadata: Mapping[str, Any], network_def: Mapping[str, Any], folder: Path
+) -> Preprocessing:
+    spacing = None
+    intensity: list[tuple[str, dict[str, Any]]] = []
+    transforms = inference.get("preprocessing", {}).get("transforms", [])
+    for entry in transforms:
+        name = str(entry.get("_target_", "")).rpartition(".")[2].removesuffix("d")
+        arguments = {k: v for k, v in entry.items() if k not in ("_target_", "keys") and not k.startswith("_")}
+        if name == "Spacing":
+            pixdim = arguments.get("pixdim")
+            if not isinstance(pixdim, list) or len(pixdim) != 3 or not all(isinstance(v, int | float) and v > 0 for v in pixdim):
+                raise _bad(folder, f"has the voxel size {pixdim!r} in its preprocessing, which is not three numbers")
+            spacing = (float(pixdim[0]), float(pixdim[1]), float(pixdim[2]))
+        elif name == "Orientation" and arguments.get("axcodes", "RAS") != "RAS":
+            raise _bad(folder, f"wants the orientation {arguments['axcodes']}; only RAS is supported")
+        elif name in INTENSITY:
+            if _has_expression(arguments):
+                raise _bad(folder, f"has an expression in its preprocessing ('{name}'), which is never executed")
+            intensity.append((name, arguments))
+        elif name not in UNDERSTOOD:
+            raise _bad(folder, f"has the preprocessing step '{name}', which is not supported")
+    roi = inference.get("inferer", {}).get("roi_size") or network_def.get("img_size")
+    roi = roi or metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape")
+    if isinstance(roi, int):
+        roi = [roi] * 3
+    if not isinstance(roi, list) or len(roi) != 3 or not all(isinstance(v, int) and 0 < v <= 1024 for v in roi):
+        raise _bad(folder, "does not say the window size (inferer.roi_size) in configs/inference.json")
+    return Preprocessing(spacing, (roi[0], roi[1], roi[2]), tuple(intensity))
+
+
+def _has_expression(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.startswith(("$", "@", "%"))
+    if isinstance(value, dict):
+        return "_target_" in value or any(_has_expression(v) for v in value.values())
+    return isinstance(value, list) and any(_has_expression(v) for v in value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"'{path.parent.parent.name}' is no base model: its configs/{path.name} cannot be read.",
+            "Choose a MONAI bundle folder with configs/metadata.json and configs/inference.json.",
+            "bad_bundle",
+        ) from error
+    if not isinstance(content, dict):
+        raise _bad(path.parent.parent, f"has no object in configs/{path.name}")
+    return content
+
+
+def _bad(folder: Path, what: str) -> InputError:
+    return InputError(
+        f"The base model '{folder.name}' {what}.", "Choose another bundle, or correct this one.", "bad_bundle"
+    )
+
+
+def _unreadable(path: Path) -> InputError:
+    return InputError(
+        f"The weights file '{path.name}' is damaged or holds more than tensors; nothing in it was executed.",
+        "Get the file again from its source.",
+        "bad_weights",
+    )
+

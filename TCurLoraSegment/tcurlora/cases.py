@@ -1,0 +1,509 @@
+"""A site's labeled scans: found, named, and checked before anything is computed with them.
+
+Labels are matched by name, because the same structure may have another number in another file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.geometry import geometry_difference, on_grid_of
+from tcurlora.images import read_image, read_segmentation, stem, suffix
+from tcurlora.labels import BACKGROUND, Structure, normalized, require_distinct
+
+FEW_SUBJECTS = 4
+"""Fewer subjects than this are enough to work with, but too few to trust the outcome."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labeled scan; cases of one subject never stand on both sides of a split."""
+
+    name: str
+    image: Path
+    label: Path
+    subject: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a site, and the structures that its dataset.json or datalist declares, which may be none."""
+
+    folder: Path
+    cases: tuple[Case, ...]
+    structures: tuple[Structure, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a case that stops the work (`error`), may harm it (`warning`) or is good to know (`note`).
+
+    The case is empty where the finding is about the cases as a whole.
+    """
+
+    case: str
+    code: str
+    message: str
+    remedy: str
+    severity: Literal["error", "warning", "note"]
+
+
+def find_cases(data: Path) -> Dataset:
+    """Find the labeled scans in a folder or a datalist.
+
+    A folder holds `images/` and `labels/` with equal file names up to the ending (a DICOM series is a folder in
+    `images/`), and may hold `dataset.json` with the label names and `cases.csv` with the columns file and subject. A
+    folder without `images/` may hold a Decathlon `dataset.json` instead. A datalist is a JSON file with
+    `"training": [{"image": ..., "label": ..., "subject": ...}]`, paths relative to it.
+
+    Args:
+        data: the folder or the JSON file.
+
+    Returns:
+        The cases, sorted by name; a case without a known subject is its own subject.
+
+    Raises:
+        InputError: listing everything that is missing or does not pair up.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise InputError(f"There is no folder or file {data}.", "Check the path given with --data.", "not_found")
+    if data.is_file():
+        return _from_datalist(data)
+    declaration = data / "dataset.json"
+    if not (data / "images").is_dir() and declaration.is_file():
+        return _from_datalist(declaration)
+    return _from_folder(data)
+
+
+def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict: bool = True) -> list[Structure]:
+    """Collect the structures that the cases are labeled with.
+
+    Names come from `declared`, then from the dataset's own declaration, then from the segmentations; a name or number
+    that is already given is not given again. Segments of equal name are one structure whatever their numbers; labels
+    of files without names count by number. Label files that cannot be read are left to `check_cases`.
+
+    Args:
+        dataset: the cases.
+        declared: names that the user gave, which overrule all others.
+        strict: whether to refuse labels that have no name; `check_cases` reports them otherwise.
+
+    Returns:
+        Structures with distinct names and values, sorted by value.
+
+    Raises:
+        InputError: listing each file and value without a name (code `unnamed_label`), or when no voxel of any case is
+            labeled and no structure is declared.
+    """
+    given: list[Structure] = []
+    for structure in (*declared, *dataset.structures):
+        if not any(_same_name(s, structure) or s.value == structure.value for s in given):
+            given.append(structure)
+    structures = list(given)
+    contents: list[tuple[Case, list[int], list[Structure]]] = []
+    for case in dataset.cases:
+        try:
+            labels, own = read_segmentation(case.label)
+        except TCurLoraError:
+            continue
+        present = _present(labels)
+        contents.append((case, present, own))
+        for structure in own:
+            known = next((s for s in structures if _same_name(s, structure)), None)
+            if known is not None:
+                structures[structures.index(known)] = replace(
+                    known,
+                    color=known.color or structure.color,
+                    terminology=known.terminology or structure.terminology,
+                )
+            elif structure.value in present and _structure_of(structure.value, own, given) is None:
+                structures.append(replace(structure, value=_free_value(structure.value, structures)))
+    unnamed: list[str] = []
+    for case, present, own in contents:
+        missing = [value for value in present if _structure_of(value, own, structures) is None]
+        unnamed += [f"{case.label} (label {', '.join(map(str, missing))})"] if missing else []
+    if strict and unnamed:
+        raise InputError(
+            f"Labels without a name: {'; '.join(unnamed)}.",
+            "Name them with --labels 1=name,2=name or in dataset.json, or remove them from the files.",
+            "unnamed_label",
+        )
+    if strict and not structures:
+        raise InputError(
+            f"No case in {dataset.folder} has a labeled voxel.", "Give cases with labels.", "no_structures"
+        )
+    return sorted(structures, key=lambda s: s.value)
+
+
+def read_case_labels(case: Case, structures: Sequence[Structure]) -> sitk.Image:
+    """Read the labels of a case, renumbered by name to the values of the structures.
+
+    Labels that 3D Slicer cropped to their extent are laid back onto the grid of the scan.
+
+    Returns:
+        Unsigned 16 bit labels (32 bit signed where a value needs it); 0 is the background.
+
+    Raises:
+        InputError: when the file cannot be read or a label belongs to no structure.
+    """
+    labels, own = read_segmentation(case.label)
+    labels, unknown = _renumbered(labels, own, structures)
+    if unknown:
+        raise _unknown_labels(case, unknown)
+    if suffix(case.label) == ".seg.nrrd":
+        image = read_image(case.image)
+        if labels.GetSize() != image.GetSize():
+            return on_grid_of(labels, image) or labels
+    return labels
+
+
+def check_cases(
+    dataset: Dataset, structures: Sequence[Structure], in_channels: int = 1, minimum: int = 2
+) -> list[Finding]:
+    """Look for everything about the cases that would stop or spoil the work, all of it at once.
+
+    Holds one case in memory at a time.
+
+    Args:
+        dataset: the cases.
+        structures: what they are labeled with, from `read_structures`.
+        in_channels: how many values in each voxel the model wants.
+        minimum: how many subjects the work needs at least.
+
+    Returns:
+        Findings in the order of the cases, those about all cases last; none when all is well.
+    """
+    findings: list[Finding] = []
+    seen: dict[str, Case] = {}
+    ever: set[int] = set()
+    for case in dataset.cases:
+        image = _read_checked(case, findings)
+        found = _check_labels(case, structures, image, findings)
+        ever |= found
+        if image is None:
+            continue
+        _check_image(case, image, in_channels, findings)
+        digest = _fingerprint(image)
+        if digest in seen:
+            findings.append(_duplicate(case, seen[digest]))
+        seen.setdefault(digest, case)
+    for structure in structures:
+        if dataset.cases and structure.value not in ever:
+            message = f"No case has a voxel labeled '{structure.name}' (label {structure.value})."
+            remedy = "Label it in some cases, or leave it out of --labels or dataset.json."
+            findings.append(Finding("", "structure_never_labeled", message, remedy, "warning"))
+    subjects = len({case.subject for case in dataset.cases})
+    if subjects < max(minimum, FEW_SUBJECTS):
+        message = f"There are labeled scans of only {subjects} subject{'' if subjects == 1 else 's'}."
+        if subjects < minimum:
+            remedy = f"Label scans of at least {minimum} subjects; five or more is a good start."
+            findings.append(Finding("", "too_few_cases", message, remedy, "error"))
+        else:
+            remedy = "Label a few more if you can: the result, and the numbers that judge it, rest on very little."
+            findings.append(Finding("", "few_cases", message, remedy, "warning"))
+    return findings
+
+
+# Finding
+
+
+def _from_folder(folder: Path) -> Dataset:
+    images, labels = folder / "images", folder / "labels"
+    missing = [part.name for part in (images, labels) if not part.is_dir()]
+    if missing:
+        raise InputError(
+            f"The folder {folder} has no folder {' and no folder '.join(missing)} in it.",
+            "Put the scans into images/ and the segmentations, with the same names, into labels/; "
+            "or give a datalist JSON file.",
+            "no_cases",
+        )
+    problems: list[str] = []
+    image_of, label_of = _by_stem(images, problems), _by_stem(labels, problems)
+    problems += [f"{image_of[name]} has no segmentation in labels/" for name in sorted(image_of.keys() - label_of)]
+    problems += [f"{label_of[name]} has no scan in images/" for name in sorted(label_of.keys() - image_of)]
+    subject_of = _read_subjects(folder / "cases.csv")
+    cases = [
+        Case(name, image_of[name], label_of[name], subject_of.get(name, name))
+        for name in sorted(image_of.keys() & label_of)
+    ]
+    declaration = folder / "dataset.json"
+    structures = _declared(_read_json(declaration), declaration) if declaration.is_file() else ()
+    return _dataset(folder, cases, structures, problems)
+
+
+def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Map case names to the image files and DICOM folders in a folder; hidden files and side files are passed over."""
+    found: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        is_case = suffix(entry) != "" if entry.is_file() else entry.is_dir()
+        # An .img holds the voxels of the .hdr beside it.
+        if entry.name.startswith(".") or not is_case or (suffix(entry) == ".img" and stem(entry) in found):
+            continue
+        name = entry.name if entry.is_dir() else stem(entry)
+        if name in found:
+            problems.append(f"{found[name]} and {entry.name} both are the case '{name}'")
+        found.setdefault(name, entry)
+    return found
+
+
+def _read_subjects(path: Path) -> dict[str, str]:
+    """Read the subject of each case from a table, whose files may be given with or without their ending."""
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        first = text.partition("\n")[0]
+        rows = list(csv.DictReader(text.splitlines(), delimiter=";" if ";" in first else ","))
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"The table {path} cannot be read.", "Save it as CSV in UTF-8.", "bad_table") from error
+    if rows and "file" not in rows[0]:
+        raise InputError(
+            f"The table {path} has no column 'file'.", "Give it the columns 'file' and 'subject'.", "bad_table"
+        )
+    return {stem(Path(row["file"])): row["subject"].strip() for row in rows if (row.get("subject") or "").strip()}
+
+
+def _from_datalist(path: Path) -> Dataset:
+    content = _read_json(path)
+    entries = content.get("training")
+    if not isinstance(entries, list):
+        raise InputError(
+            f"The datalist {path} has no list 'training'.",
+            'Write {"training": [{"image": "...", "label": "..."}]}; or give a folder with images/ and labels/.',
+            "bad_datalist",
+        )
+    problems: list[str] = []
+    pairs: list[tuple[Path, Path, str]] = []
+    for number, entry in enumerate(entries, start=1):
+        values = [entry.get(key) for key in ("image", "label")] if isinstance(entry, dict) else [None, None]
+        if not all(isinstance(value, str) and value for value in values):
+            problems.append(f"entry {number} of {path.name} does not name one image and one label")
+            continue
+        image, label = (path.parent / str(value) for value in values)
+        problems += [f"{file} does not exist" for file in (image, label) if not file.exists()]
+        pairs.append((image, label, str(entry.get("subject", "")).strip()))
+    names = _distinct_names([image for image, _, _ in pairs], path.parent)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    problems += [f"the case '{name}' is listed more than once" for name in repeated]
+    cases = [
+        Case(name, image, label, subject or name)
+        for name, (image, label, subject) in sorted(zip(names, pairs, strict=True))
+    ]
+    return _dataset(path.parent, cases, _declared(content, path), problems)
+
+
+def _distinct_names(images: Sequence[Path], folder: Path) -> list[str]:
+    """Name cases by file, or by folder and file where files of many patients have one name."""
+    names = [stem(image) for image in images]
+    if len(set(names)) == len(names):
+        return names
+    relative = [image.relative_to(folder) if image.is_relative_to(folder) else image for image in images]
+    return ["_".join([*(p for p in path.parts[:-1] if p.strip("/\\.:")), stem(path)]) for path in relative]
+
+
+def _dataset(folder: Path, cases: list[Case], structures: tuple[Structure, ...], problems: list[str]) -> Dataset:
+    if problems:
+        raise InputError(
+            f"The cases in {folder} are not complete: {'; '.join(problems)}.",
+            "Give every scan exactly one segmentation of the same name.",
+            "unpaired_cases",
+        )
+    if not cases:
+        raise InputError(
+            f"There are no cases in {folder}.",
+            "Put the scans into images/ and the segmentations, with the same names, into labels/.",
+            "no_cases",
+        )
+    return Dataset(folder, tuple(cases), structures)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not a JSON file: {error}.", "Correct it.", "bad_json") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object.", "Correct it.", "bad_json")
+    return content
+
+
+def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
+    """Read label names, which the Decathlon writes number to name and newer programs name to number."""
+    labels = content.get("labels") or {}
+    try:
+        pairs = [
+            (int(key), str(value)) if str(key).strip().isdigit() else (int(value), str(key))
+            for key, value in labels.items()
+        ]
+        if any(value < 0 or not name.strip() for value, name in pairs):
+            raise ValueError
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The 'labels' in {path} are not numbers and names.",
+            'Write for example "labels": {"0": "background", "1": "hippocampus"}.',
+            "bad_labels",
+        ) from error
+    structures = [Structure(name.strip(), value) for value, name in pairs if value and normalized(name) != BACKGROUND]
+    require_distinct(structures, str(path))
+    return tuple(sorted(structures, key=lambda s: s.value))
+
+
+# Names
+
+
+def _same_name(a: Structure, b: Structure) -> bool:
+    return normalized(a.name) == normalized(b.name)
+
+
+def _structure_of(value: int, own: Sequence[Structure], structures: Sequence[Structure]) -> Structure | None:
+    """Return the structure that a value means in a file with names of its own: by name, then by number."""
+    name = next((s for s in own if s.value == value), None)
+    by_name = None if name is None else next((s for s in structures if _same_name(s, name)), None)
+    if by_name is not None:
+        return by_name
+    by_number = next((s for s in structures if s.value == value), None)
+    # A number decides only where no other label of this file bears the name of that structure.
+    taken = by_number is not None and any(_same_name(s, by_number) for s in own)
+    return None if taken else by_number
+
+
+def _free_value(wanted: int, structures: Sequence[Structure]) -> int:
+    taken = {s.value for s in structures}
+    return wanted if wanted not in taken else next(n for n in range(1, len(taken) + 2) if n not in taken)
+
+
+def _present(labels: sitk.Image) -> list[int]:
+    return [int(value) for value in np.unique(sitk.GetArrayViewFromImage(labels)) if value != 0]
+
+
+def _renumbered(
+    labels: sitk.Image, own: Sequence[Structure], structures: Sequence[Structure]
+) -> tuple[sitk.Image, list[int]]:
+    """Return the labels with the values of the structures, and the values that belong to none (left as background)."""
+    meanings = {value: _structure_of(value, own, structures) for value in _present(labels)}
+    unknown = [value for value, structure in meanings.items() if structure is None]
+    if all(structure is not None and structure.value == value for value, structure in meanings.items()):
+        return labels, unknown
+    voxels = sitk.GetArrayViewFromImage(labels)
+    highest = max((s.value for s in structures), default=0)
+    result = np.zeros(voxels.shape, np.uint16 if highest < 2**16 else np.int32)
+    for value, structure in meanings.items():
+        if structure is not None:
+            result[voxels == value] = structure.value
+    image = sitk.GetImageFromArray(result)
+    image.CopyInformation(labels)
+    return image, unknown
+
+
+def _unknown_labels(case: Case, values: Sequence[int]) -> InputError:
+    return InputError(
+        f"The segmentation {case.label} has the label {', '.join(map(str, values))}, which belongs to no structure.",
+        "Name it with --labels or in dataset.json, or remove it from the file.",
+        "unknown_label",
+    )
+
+
+# Checking
+
+
+def _finding(case: Case, error: TCurLoraError) -> Finding:
+    return Finding(case.name, error.code, error.message, error.remedy, "error")
+
+
+def _read_checked(case: Case, findings: list[Finding]) -> sitk.Image | None:
+    try:
+        return read_image(case.image)
+    except TCurLoraError as error:
+        findings.append(_finding(case, error))
+        return None
+
+
+def _check_labels(
+    case: Case, structures: Sequence[Structure], image: sitk.Image | None, findings: list[Finding]
+) -> set[int]:
+    """Report on the labels of a case; return the values of the structures that are in it."""
+    try:
+        labels, own = read_segmentation(case.label)
+    except TCurLoraError as error:
+        findings.append(_finding(case, error))
+        return set()
+    for value in _present(labels):
+        name = next((s.name for s in own if s.value == value), None)
+        structure = _structure_of(value, own, structures)
+        if structure is not None and name is not None and normalized(name) != normalized(structure.name):
+            message = f"Label {value} is called '{name}' in {case.label}, but is taken for '{structure.name}'."
+            remedy = f"If that is wrong, correct the name in the file or in --labels {value}=name."
+            findings.append(Finding(case.name, "label_renamed", message, remedy, "warning"))
+    labels, unknown = _renumbered(labels, own, structures)
+    if unknown:
+        findings.append(_finding(case, _unknown_labels(case, unknown)))
+    present = set(_present(labels))
+    absent = [s.name for s in structures if s.value not in present]
+    if not present and not unknown:
+        message = f"No voxel is labeled in {case.label}."
+        findings.append(Finding(case.name, "empty_label", message, "Label the case, or leave it out.", "error"))
+    elif present and absent:
+        message = f"{case.label} has no voxel labeled {', '.join(map(repr, absent))}."
+        remedy = "Fine if the structure is not in the scan; otherwise label it, or leave the case out."
+        findings.append(Finding(case.name, "structure_absent", message, remedy, "warning"))
+    difference = None if image is None else geometry_difference(image, labels)
+    cropped = suffix(case.label) == ".seg.nrrd" and image is not None and labels.GetSize() != image.GetSize()
+    if difference and not (cropped and image is not None and on_grid_of(labels, image) is not None):
+        message = f"Scan and segmentation do not lie on the same grid: {difference} ({case.image}, {case.label})."
+        remedy = "Resample the segmentation onto the scan, for example in 3D Slicer with the scan as source geometry."
+        findings.append(Finding(case.name, "geometry_mismatch", message, remedy, "error"))
+    return present
+
+
+def _check_image(case: Case, image: sitk.Image, in_channels: int, findings: list[Finding]) -> None:
+    def report(code: str, message: str, remedy: str) -> None:
+        findings.append(Finding(case.name, code, message, remedy, "error"))
+
+    channels = image.GetNumberOfComponentsPerPixel()
+    if channels != in_channels:
+        report(
+            "wrong_channels",
+            f"{case.image} has {channels} values in each voxel, but the model wants {in_channels}.",
+            "Save the channel that the model wants as a volume of its own."
+            if channels > in_channels
+            else "Combine the scans into one file with as many channels as the model wants.",
+        )
+    if min(image.GetSize()) < 2:
+        size = "x".join(map(str, image.GetSize()))
+        report("too_thin", f"{case.image} is a single slice ({size}).", "Give a volume of several slices.")
+    voxels = sitk.GetArrayViewFromImage(image)
+    if not np.isfinite(voxels).all():
+        broken = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
+        report(
+            "non_finite",
+            f"{case.image} has {broken} voxels whose intensity is no number (NaN or infinite).",
+            "Replace them, for example by 0, or export the scan again.",
+        )
+    elif voxels.min() == voxels.max():
+        report("constant_image", f"All voxels of {case.image} have the same intensity.", "Export the scan again.")
+
+
+def _fingerprint(image: sitk.Image) -> str:
+    voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(image), dtype=np.float32)
+    digest = hashlib.sha256(str(voxels.shape).encode())
+    digest.update(voxels.data)
+    return digest.hexdigest()
+
+
+def _duplicate(case: Case, other: Case) -> Finding:
+    message = f"{case.image} holds the same scan as {other.image} (case {other.name})."
+    if case.subject == other.subject:
+        return Finding(case.name, "duplicate_image", message, "Leave one of the two out.", "warning")
+    remedy = "Leave one of the two out: it would be trained on and judged by at once."
+    return Finding(case.name, "duplicate_image", message, remedy, "error")

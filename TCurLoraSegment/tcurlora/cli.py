@@ -1,0 +1,317 @@
+"""The command `tcurlora`. What a command needs is imported when it runs, so that help appears at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tcurlora import __version__
+from tcurlora.errors import Cancelled, InputError, TCurLoraError
+from tcurlora.events import ConsoleEvents, EventSink, JsonEvents
+
+METHODS = ("compact", "paper", "decoder", "full")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[0].upper()}{message[1:]}.", f"See '{self.prog} --help'.", "usage")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 2 bad input, 3 out of memory, 4 cancelled, 1 anything else.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    events: EventSink = JsonEvents() if "--json" in arguments else ConsoleEvents()
+    for stream in (sys.stdout, sys.stderr):
+        # Windows' consoles and pipes have other defaults, and a path may hold any character.
+        getattr(stream, "reconfigure", lambda **_: None)(encoding="utf-8", errors="backslashreplace")
+    # A terminated job must close its files and say so, like one that is interrupted from the keyboard.
+    signal.signal(signal.SIGTERM, _cancel)
+    try:
+        options = build_parser().parse_args(arguments)
+        code: int = options.run(options, events)
+    except TCurLoraError as error:
+        _report(events, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _report(events, Cancelled())
+        return Cancelled.exit_code
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe all commands and their options."""
+    parser = Parser(prog="tcurlora", description="Adapt a segmentation model to your own scans, and segment with it.")
+    parser.add_argument("--version", action="version", version=f"tcurlora {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace, EventSink], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--json", action="store_true", help="write events and results as JSON lines")
+        added.set_defaults(run=run)
+        return added
+
+    command("doctor", _doctor, "say what works here: python, torch, device, memory, disk, models")
+
+    models = command("models", _models, "list, show, fetch, add or remove base models")
+    models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
+    models.add_argument("name", nargs="?", help="name of the model; for add: folder of a MONAI bundle")
+
+    check = command("check", _check, "check cases against a base model, without training")
+    _add_site(check)
+
+    adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
+    _add_site(adapt)
+    adapt.add_argument("--out", required=True, help="folder of the new adapter")
+    adapt.add_argument("--name", default="", help="name of the adapter (default: that of its folder)")
+    adapt.add_argument("--method", default="compact", help=f"one of {', '.join(METHODS)}; 'tcurlora' is 'compact'")
+    adapt.add_argument("--rank", type=_positive, help="rank of the cores (default: 8)")
+    adapt.add_argument("--folds", type=int, help="folds of the cross-validation; 0: none (default: 3, or leave-one-out)")
+    length = adapt.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive, help="optimizer steps of each training")
+    length.add_argument("--minutes", type=float, help="time for the whole run, instead of steps")
+    adapt.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    adapt.add_argument("--seed", type=int, default=0)
+    adapt.add_argument("--job", help="folder for checkpoint and log, kept afterwards (default: OUT.job, removed)")
+    adapt.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
+
+    segment = command("segment", _segment, "segment scans with an adapter or a base model")
+    segment.add_argument("--model", required=True, help="adapter or base model: a folder or a name")
+    segment.add_argument("--input", required=True, nargs="+", metavar="SCAN", help="scans, DICOM series, or folders")
+    segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
+    segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
+    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
+
+    evaluate = command("evaluate", _evaluate, "compare segmentations with the truth: Dice, HD95, surface distance")
+    evaluate.add_argument("--pred", required=True, help="folder of segmentations")
+    evaluate.add_argument("--truth", required=True, help="folder of true labels with the same file names")
+    evaluate.add_argument("--labels", default="", help="names of label values, such as 1=hippocampus")
+    evaluate.add_argument("--out", help="file for the whole report (JSON)")
+
+    adapters = command("adapters", _adapters, "list, show, export, import or remove adapters of your library")
+    adapters.add_argument("action", choices=("list", "show", "export", "import", "remove"))
+    adapters.add_argument("name", nargs="?", help="name or folder of the adapter; for import: a zip file")
+    adapters.add_argument("--out", help="for export: the zip file")
+
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge.add_argument("--model", required=True, help="adapter: a folder or a name")
+    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
+
+    demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
+    demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    return parser
+
+
+def _add_site(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", required=True, help="base model: a name or a bundle folder; see 'tcurlora models list'")
+    parser.add_argument("--data", required=True, help="folder with images/ and labels/, or a datalist (JSON)")
+    parser.add_argument("--labels", default="", help="names of label values, such as 1=hippocampus,2=amygdala")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="SITE=BASE+BASE",
+        help="which base structures one of yours consists of, or 'new'; may be given several times",
+    )
+
+
+def _doctor(options: argparse.Namespace, _events: EventSink) -> int:
+    from tcurlora.catalogue import list_models
+    from tcurlora.doctor import describe, examine
+
+    report = examine([entry["name"] for entry in list_models() if entry["on_disk"]])
+    _print(options, report, describe(report))
+    return 0 if report["ok"] else 1
+
+
+def _models(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora import catalogue
+
+    if options.action == "list":
+        rows = [
+            [entry["name"], entry.get("title", ""), ", ".join(entry.get("structures", ())), _where(entry)]
+            for entry in catalogue.list_models()
+        ]
+        _print(options, catalogue.list_models(), _columns(["name", "title", "structures", "on disk"], rows))
+        return 0
+    name = _required_name(options)
+    if options.action == "show":
+        from tcurlora.describe import describe_base, describe_base_in_words
+
+        description = describe_base(name)
+        _print(options, description, describe_base_in_words(description))
+    elif options.action == "fetch":
+        _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
+    elif options.action == "add":
+        _print(options, {"path": str(catalogue.add_model(Path(name)))}, f"Added '{Path(name).name}'.")
+    else:
+        catalogue.remove_model(name)
+        _print(options, {"removed": name}, f"Removed '{name}'.")
+    return 0
+
+
+def _check(options: argparse.Namespace, events: EventSink) -> int:
+    from dataclasses import asdict
+
+    from tcurlora.adaptation import AdaptRequest, check_site, open_site
+
+    site = open_site(AdaptRequest(options.base, options.data, "", labels=options.labels, mapping=tuple(options.map)))
+    findings = check_site(site)
+    errors = sum(finding.severity == "error" for finding in findings)
+    words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
+    words.append(f"{len(site.dataset.cases)} cases, {errors} problem{'' if errors == 1 else 's'}.")
+    report = {"cases": len(site.dataset.cases), "errors": errors, "findings": [asdict(f) for f in findings]}
+    _print(options, report, "\n".join(words))
+    return InputError.exit_code if errors else 0
+
+
+def _adapt(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.adaptation import AdaptRequest, run_adapt
+
+    request = AdaptRequest(
+        base=options.base,
+        data=options.data,
+        out=options.out,
+        method="compact" if options.method == "tcurlora" else options.method,
+        rank=options.rank,
+        folds=options.folds,
+        steps=options.steps,
+        minutes=options.minutes,
+        device=options.device,
+        seed=options.seed,
+        labels=options.labels,
+        mapping=tuple(options.map),
+        name=options.name,
+    )
+    out = Path(options.out)
+    job = Path(options.job) if options.job else out.with_name(f"{out.name}.job")
+    summary = run_adapt(request, job, events, options.resume)
+    if not options.job:
+        shutil.rmtree(job, ignore_errors=True)
+    if not options.json:
+        print(summary["table"])
+        print(summary["summary"])
+        print(f"Adapter: {summary['adapter']} ({summary['trained']:,} trained numbers, {summary['bytes'] / 1000:.0f} kB)")
+    return 0
+
+
+def _segment(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.segmentation import SegmentRequest, run_segment
+
+    request = SegmentRequest(
+        options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
+    )
+    result = run_segment(request, events)
+    if not options.json:
+        for entry in result["written"]:
+            print(entry["labels"])
+    return InputError.exit_code if result["failed"] else 0
+
+
+def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.evaluation import evaluate_folders
+    from tcurlora.events import write_json
+    from tcurlora.labels import parse_labels
+    from tcurlora.reports import summary_table
+
+    report = evaluate_folders(Path(options.pred), Path(options.truth), parse_labels(options.labels), events)
+    if options.out:
+        write_json(Path(options.out), report)
+    problems = [f"{problem['case']}: {problem['message']} {problem['remedy']}" for problem in report["problems"]]
+    _print(options, report, "\n".join([*problems, summary_table({"": report["summary"]})]))
+    return InputError.exit_code if any(p["severity"] == "error" for p in report["problems"]) else 0
+
+
+def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
+    from tcurlora import adapter_library as library
+
+    if options.action == "list":
+        entries = library.list_adapters()
+        rows = [[e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"]] for e in entries]
+        _print(options, entries, _columns(["name", "structures", "base model", "result"], rows))
+        return 0
+    name = _required_name(options)
+    if options.action == "show":
+        entry = library.show_adapter(name)
+        _print(options, entry, (Path(entry["path"]) / library.CARD).read_text(encoding="utf-8"))
+    elif options.action == "export":
+        target = Path(options.out or f"{Path(name).name}.zip")
+        path = library.export_adapter(library.find_adapter(name), target)
+        _print(options, {"path": str(path)}, f"Exported to {path}.")
+    elif options.action == "import":
+        path = library.import_adapter(Path(name))
+        _print(options, {"path": str(path)}, f"Imported as '{path.name}'.")
+    else:
+        library.remove_adapter(name)
+        _print(options, {"removed": name}, f"Removed '{name}'.")
+    return 0
+
+
+def _merge(options: argparse.Namespace, _events: EventSink) -> int:
+    from tcurlora.merging import merge_adapter
+    from tcurlora.segmentation import base_of_adapter, find_adapter_or_path
+
+    adapter = find_adapter_or_path(options.model)
+    merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
+    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    return 0
+
+
+def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.demo import run_demo
+
+    result = run_demo(Path(options.out), events)
+    _print(options, result, result["text"])
+    return 0
+
+
+def _print(options: argparse.Namespace, content: Any, words: str) -> None:
+    print(json.dumps(content, ensure_ascii=False) if options.json else words)
+
+
+def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+
+
+def _where(entry: dict[str, Any]) -> str:
+    return str(entry["origin"]) if entry["on_disk"] else "no"
+
+
+def _required_name(options: argparse.Namespace) -> str:
+    if not options.name:
+        raise InputError(
+            f"'{options.command} {options.action}' needs a name.", f"See 'tcurlora {options.command} list'.", "usage"
+        )
+    return str(options.name)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _report(events: EventSink, error: TCurLoraError) -> None:
+    if isinstance(events, JsonEvents):
+        events.emit("error", code=error.code, message=error.message, remedy=error.remedy)
+    print(str(error), file=sys.stderr)
+
+
+def _cancel(_number: int, _frame: Any) -> NoReturn:
+    raise Cancelled()

@@ -1,0 +1,79 @@
+"""Describe a base model: what it segments, and which stacks of weights can be adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tcurlora.base_models import load_base_model
+from tcurlora.presets import PRESETS, preset
+from tcurlora.errors import InputError
+from tcurlora.adapter import TensorCurModel
+from tcurlora.reports import table
+from tcurlora.stacks import find_stacks
+
+
+def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
+    """Collect what a base model is, its stacks, and how many numbers each method trains in it.
+
+    Raises:
+        InputError: when it is no base model.
+    """
+    base = load_base_model(name_or_folder)
+    network = base.build()
+    trained = {}
+    for method in PRESETS:
+        try:
+            trained[method] = TensorCurModel(network, preset(method, network)).trained_counts()
+        except InputError as error:
+            trained[method] = {"not_available": str(error)}
+    return {
+        "name": base.name,
+        "description": base.metadata.get("description", ""),
+        "version": base.metadata.get("version", ""),
+        "licence": base.metadata.get("licence", base.metadata.get("license", "")),
+        "structures": base.structures,
+        "network": base.network_def["_target_"],
+        "in_channels": base.in_channels,
+        "preprocessing": base.preprocessing.to_dict(),
+        "weights": base.weights.name,
+        "sha256": base.sha256,
+        "numbers": sum(p.numel() for p in network.parameters()),
+        "stacks": [
+            {"kind": s.kind, "shape": list(s.shape), "slices": [str(part) for part in s.slices]}
+            for s in find_stacks(network)
+        ],
+        "trained": trained,
+    }
+
+
+def describe_base_in_words(description: Mapping[str, Any]) -> str:
+    """Lay out `describe_base` for the terminal."""
+    spacing = description["preprocessing"]["spacing"]
+    lines = [
+        f"{description['name']} {description['version']}  {description['description']}".strip(),
+        f"Structures: {', '.join(description['structures'])}",
+        f"Network: {description['network']}, {description['numbers']:,} numbers, "
+        f"window {_times(description['preprocessing']['roi_size'])} voxels"
+        + (f" of {_times(spacing)} mm" if spacing else ""),
+        f"Licence: {description['licence']}",
+        f"SHA-256: {description['sha256']}",
+        "",
+        "Stacks (layers of equal shape, adapted together):",
+    ]
+    rows = [
+        [s["kind"], _times(s["shape"]), str(len(s["slices"])), s["slices"][0] + (" ..." if len(s["slices"]) > 1 else "")]
+        for s in description["stacks"]
+    ]
+    lines.append(table(["kind", "out x in", "layers", "first"], rows))
+    lines += ["", "Numbers trained at rank 8, without the head:"]
+    lines += [
+        f"  {method}: {counts['not_available'] if 'not_available' in counts else format(counts['total'], ',')}"
+        for method, counts in description["trained"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _times(numbers: list[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,68 @@
+"""Choose the device and its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from tcurlora.errors import InputError, MemoryExhausted
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device.
+
+    Raises:
+        InputError: when the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"There is no device '{name}'.", "Choose auto, cpu or cuda.", "unknown_device") from error
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(
+            f"The device '{name}' is not available here.",
+            "Choose --device auto or cpu; 'tcurlora doctor' shows what is there.",
+            "unknown_device",
+        )
+    return device
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The type for automatic mixed precision on a device; None on a CPU, which computes in float32."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Automatic mixed precision where the device gains by it."""
+    dtype = half_precision(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def out_of_memory_as_error(device: torch.device) -> Iterator[None]:
+    """Turn the device's out-of-memory error into one that speaks to the person."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _exhausted(device) from error
+    except RuntimeError as error:
+        # The CPU allocator has no exception class of its own.
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise _exhausted(device) from error
+
+
+def _exhausted(device: torch.device) -> MemoryExhausted:
+    where = "The computer" if device.type == "cpu" else "The graphics card"
+    return MemoryExhausted(
+        f"{where} ran out of memory.", "Close other programs, use --device cpu, or choose a smaller base model."
+    )

@@ -1,0 +1,51 @@
+"""Errors that speak to the person: what is wrong with which file, and what to do about it."""
+
+from __future__ import annotations
+
+
+class TCurLoraError(Exception):
+    """Base of all errors that the engine raises on purpose.
+
+    Args:
+        message: one sentence that names the file, case or option and what is wrong with it.
+        remedy: one sentence that says what to do.
+        code: a short, stable, machine-readable name of the problem, such as `geometry_mismatch`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "", code: str = "error") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class InputError(TCurLoraError):
+    """Something that the user gave cannot be used; nothing has been written."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, remedy: str = "", code: str = "bad_input") -> None:
+        super().__init__(message, remedy, code)
+
+
+class MemoryExhausted(TCurLoraError):
+    """The device ran out of memory, also after a retry with less."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, remedy: str = "", code: str = "out_of_memory") -> None:
+        super().__init__(message, remedy, code)
+
+
+class Cancelled(TCurLoraError):
+    """The user asked the work to end."""
+
+    exit_code = 4
+
+    def __init__(self, message: str = "Cancelled.", remedy: str = "", code: str = "cancelled") -> None:
+        super().__init__(message, remedy, code)

@@ -1,0 +1,127 @@
+"""Segment scans with a base model or an adapter; the result has exactly the geometry of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from tcurlora.devices import autocast, out_of_memory_as_error
+from tcurlora.errors import InputError
+from tcurlora.geometry import labels_from_grid, map_from_grid
+from tcurlora.labels import Structure, channel_groups
+from tcurlora.preprocessing import Preprocessing
+
+
+def class_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Join channels that vote for one class: its softmax probability is the sum of theirs.
+
+    Args:
+        logits: (b, channels, ...).
+        groups: channel indices of each class.
+
+    Returns:
+        (b, classes, ...); the input itself where each class has one channel, in order.
+    """
+    if [list(group) for group in groups] == [[i] for i in range(logits.shape[1])]:
+        return logits
+    return torch.stack([torch.logsumexp(logits[:, list(group)], 1) for group in groups], 1)
+
+
+@dataclass
+class Segmenter:
+    """A network with what is needed to turn a scan into a labelmap.
+
+    Attributes:
+        network: maps (b, c, x, y, z) to (b, channels, x, y, z) logits; an adapter is merged before.
+        channels: name of each output channel.
+        structures: what is segmented, with label values.
+        preprocessing: what the network expects.
+        device: where it runs.
+        in_channels: components that a voxel of a scan must have.
+        overlap: of neighbouring windows, as a fraction of their size.
+    """
+
+    network: nn.Module
+    channels: Sequence[str]
+    structures: Sequence[Structure]
+    preprocessing: Preprocessing
+    device: torch.device
+    in_channels: int = 1
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.network = self.network.to(self.device).eval()
+        self.groups = channel_groups(self.channels, [s.name for s in self.structures])
+
+    def probabilities(self, array: np.ndarray) -> np.ndarray:
+        """Predict class probabilities of a preprocessed array.
+
+        Args:
+            array: (c, x, y, z) float32.
+
+        Returns:
+            (classes, x, y, z) float32, the background first.
+        """
+
+        def predict(window: Tensor) -> Tensor:
+            with autocast(self.device):
+                logits = self.network(window)
+            return class_logits(logits.float(), self.groups).softmax(1)
+
+        with torch.inference_mode(), out_of_memory_as_error(self.device):
+            result = sliding_window_inference(
+                torch.from_numpy(array)[None],
+                self.preprocessing.roi_size,
+                sw_batch_size=1,
+                predictor=predict,
+                overlap=self.overlap,
+                mode="gaussian",
+                sw_device=self.device,
+                device=torch.device("cpu"),
+            )
+        assert isinstance(result, Tensor)
+        return result[0].numpy()
+
+    def segment(self, image: sitk.Image, uncertainty: bool = False) -> tuple[sitk.Image, sitk.Image | None]:
+        """Segment a scan.
+
+        Args:
+            image: as read from a file.
+            uncertainty: also compute the voxel map.
+
+        Returns:
+            The labelmap with the structures' values, and the uncertainty: the entropy of the class probabilities
+            over its largest possible value, 0 (certain) to 1. Both in the geometry of the input.
+
+        Raises:
+            InputError: when the scan has another number of channels than the network takes.
+        """
+        channels = image.GetNumberOfComponentsPerPixel()
+        if channels != self.in_channels:
+            raise InputError(
+                f"The scan has {channels} channels, but the model takes {self.in_channels}.",
+                "Give a scan with that many channels.",
+                "channels",
+            )
+        array, grid = self.preprocessing.apply(image)
+        probabilities = self.probabilities(array)
+        indices = labels_from_grid(probabilities, grid, image)
+        values = np.array([0, *(s.value for s in self.structures)], np.int32)
+        dtype = np.uint8 if values.max() < 256 else np.uint16 if values.max() < 65536 else np.int32
+        labels = sitk.GetImageFromArray(values[sitk.GetArrayViewFromImage(indices)].astype(dtype))
+        labels.CopyInformation(image)
+        if not uncertainty:
+            return labels, None
+        return labels, map_from_grid(normalized_entropy(probabilities), grid, image)
+
+
+def normalized_entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy over classes, divided by log(classes): (classes, x, y, z) to (x, y, z), from 0 to 1."""
+    p = np.clip(probabilities, 1e-7, 1.0)
+    return (-(p * np.log(p)).sum(0) / np.log(len(p))).astype(np.float32)

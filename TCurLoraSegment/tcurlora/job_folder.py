@@ -1,0 +1,111 @@
+"""The folder of a job: request, events, cache, checkpoint, and the result, which is written last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.events import FileEvents, write_json
+
+SCHEMA = 1
+
+
+class JobFolder:
+    """A job's folder.
+
+    Attributes:
+        path: the folder.
+        checkpoint: file of the training under way.
+        cache: folder of preprocessed cases.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.cache = path / "cache"
+        self.events = FileEvents(path / "events.jsonl")
+
+    @classmethod
+    def start(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
+        """Make a new job; what an earlier one left in the folder is removed.
+
+        Args:
+            path: the folder.
+            command: `adapt` or `segment`.
+            request: what to do, as JSON types.
+            inputs: size and time of the input files, to notice when they change before the job is resumed.
+
+        Raises:
+            InputError: when the folder holds something that is no job.
+            TCurLoraError: when it cannot be written.
+        """
+        if path.exists() and any(path.iterdir()) and not (path / "job.json").is_file():
+            raise InputError(
+                f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
+            )
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            write_json(
+                path / "job.json",
+                {"schema": SCHEMA, "command": command, "request": dict(request), "inputs": dict(inputs)},
+            )
+        except OSError as error:
+            raise TCurLoraError(
+                f"The job's folder '{path.name}' could not be written ({error.strerror or error}).",
+                "Check the free space and the permissions of its folder.",
+                "cannot_write",
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
+        """Go on with a job that was broken off.
+
+        Raises:
+            InputError: when there is none, it asked for something else, or its input files have changed since.
+        """
+        try:
+            content = json.loads((path / "job.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
+            ) from error
+        expected = {"schema": SCHEMA, "command": command, "request": dict(request), "inputs": dict(inputs)}
+        for key, value in json.loads(json.dumps(expected)).items():
+            if content.get(key) != value:
+                raise InputError(
+                    f"The unfinished job in '{path.name}' differs in its {key} from what is asked for now.",
+                    "Give the same options and files as before, or start it anew without --resume.",
+                    "other_job",
+                )
+        return cls(path)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep an intermediate result, so that a resumed job need not compute it again."""
+        (self.path / "done").mkdir(exist_ok=True)
+        write_json(self.path / "done" / f"{key}.json", value)
+
+    def remembered(self, key: str) -> Any:
+        """Read an intermediate result; None where there is none."""
+        path = self.path / "done" / f"{key}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, last of all; what was needed only for resuming is removed."""
+        write_json(self.path / "result.json", dict(result))
+        self.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def describe_inputs(files: list[Path]) -> dict[str, list[int]]:
+    """Give size and time of modification by file."""
+    described = {}
+    for file in files:
+        status = file.stat()
+        described[str(file)] = [status.st_size, status.st_mtime_ns]
+    return described

@@ -1,0 +1,111 @@
+"""From a scan in any geometry to the array that the network takes, and a cache of such arrays on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.transforms import (
+    Compose,
+    NormalizeIntensity,
+    ScaleIntensity,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+)
+
+from tcurlora.cases import Case, read_case_labels
+from tcurlora.errors import InputError
+from tcurlora.geometry import label_array, to_array, to_model_grid
+from tcurlora.images import read_image
+from tcurlora.labels import Structure
+
+# The intensity transforms that a base model may ask for; nothing else is ever instantiated from its files.
+INTENSITY = {
+    cls.__name__: cls for cls in (NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles)
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a base model expects of its input.
+
+    Attributes:
+        spacing: voxel size in mm along R, A, S; None keeps that of the scan.
+        roi_size: size of the window in voxels.
+        intensity: MONAI intensity transforms, each a name from `INTENSITY` and its arguments.
+    """
+
+    spacing: tuple[float, float, float] | None
+    roi_size: tuple[int, int, int]
+    intensity: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    def normalize(self, array: np.ndarray) -> np.ndarray:
+        """Apply the intensity transforms to a (c, x, y, z) array."""
+        transform = Compose([INTENSITY[name](**arguments) for name, arguments in self.intensity])
+        return np.ascontiguousarray(torch.as_tensor(transform(torch.from_numpy(array))).numpy(), dtype=np.float32)
+
+    def apply(self, image: sitk.Image) -> tuple[np.ndarray, sitk.Image]:
+        """Bring an image to the model's grid and intensities.
+
+        Returns:
+            The array, (c, x, y, z) float32, and the resampled image whose grid it lies on.
+        """
+        grid = to_model_grid(image, self.spacing)
+        return self.normalize(to_array(grid)), grid
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "spacing": None if self.spacing is None else list(self.spacing),
+            "roi_size": list(self.roi_size),
+            "intensity": [{"name": name, **arguments} for name, arguments in self.intensity],
+        }
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case on disk: `image` is (c, x, y, z) float32, `label` (x, y, z) class indices."""
+
+    name: str
+    image: Path
+    label: Path
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Map the arrays into memory; only what is read is loaded."""
+        return np.load(self.image, mmap_mode="r"), np.load(self.label, mmap_mode="r")
+
+
+def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Preprocessing, folder: Path) -> CachedCase:
+    """Preprocess a case into `folder`, or find it there.
+
+    The label becomes class indices: 0 for the background, then the structures in their order.
+
+    Raises:
+        InputError: when the image or the label cannot be used.
+    """
+    cached = CachedCase(case.name, folder / f"{case.name}.image.npy", folder / f"{case.name}.label.npy")
+    # The label is written last: where it exists, the case is whole.
+    if cached.label.exists():
+        return cached
+    array, grid = preprocessing.apply(read_image(case.image))
+    values = label_array(to_model_grid(read_case_labels(case, structures), preprocessing.spacing, label=True))
+    if values.shape != array.shape[1:]:
+        raise InputError(
+            f"'{case.label.name}' has {values.shape} voxels on the model's grid, its image {array.shape[1:]}.",
+            "Give image and label the same geometry.",
+            "geometry_mismatch",
+        )
+    label = np.zeros(values.shape, np.uint8)
+    for index, structure in enumerate(structures, start=1):
+        label[values == structure.value] = index
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in ((cached.image, array), (cached.label, label)):
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, content)
+        temporary.replace(path)
+    return cached

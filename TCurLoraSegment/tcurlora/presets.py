@@ -1,0 +1,66 @@
+"""Presets: which parts of a MONAI network each method trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from tcurlora.adapter import TensorCurConfig
+from tcurlora.errors import InputError
+from tcurlora.training import TrainingSettings
+
+DECODERS: dict[str, tuple[str, ...]] = {
+    "UNETR": (r"^decoder\d",),
+    "SwinUNETR": (r"^decoder\d",),
+    "SegResNet": (r"^up_layers\.", r"^up_samples\.", r"^conv_final\."),
+    "DynUNet": (r"^upsamples\.", r"^output_block\."),
+}
+PRESETS = ("compact", "paper", "decoder", "full")
+DEFAULT_PRESET = "compact"
+
+
+def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
+    """Configure a method for a network.
+
+    `compact` trains the cores of all stacks and the head. `paper` trains the cores of the transformer's linear layers
+    with raw factors and the whole decoder (arXiv 2501.02227). `decoder` and `full` are baselines without cores.
+
+    Args:
+        name: one of `PRESETS`.
+        network: the base; its class tells which modules are its decoder.
+        changes: fields of `TensorCurConfig` that differ from the preset.
+
+    Raises:
+        InputError: for an unknown preset, or where the decoder of the network is not known.
+    """
+    if name == "compact":
+        return TensorCurConfig(**changes)
+    if name == "full":
+        return TensorCurConfig(**{"kinds": (), "modules_to_save": (".*",), **changes})
+    if name not in PRESETS:
+        raise InputError(
+            f"There is no method '{name}'.", f"Choose one of {', '.join(PRESETS)}.", "unknown_method"
+        )
+    decoder = DECODERS.get(type(network).__name__)
+    if decoder is None:
+        raise InputError(
+            f"The decoder of {type(network).__name__} is not known, so '{name}' cannot be used with it.",
+            "Choose the method 'compact', which needs no decoder.",
+            "unknown_decoder",
+        )
+    if name == "decoder":
+        return TensorCurConfig(**{"kinds": (), "modules_to_save": decoder, **changes})
+    return TensorCurConfig(**{"kinds": ("linear",), "factors": "raw", "modules_to_save": decoder, **changes})
+
+
+def training_settings(name: str, seed: int = 0) -> TrainingSettings:
+    """Say how a preset is trained; raw factors need the paper's small learning rate, orthonormal ones a large one."""
+    settings = {
+        "compact": TrainingSettings(lr_core=3e-2, lr_whole=3e-3),
+        "paper": TrainingSettings(lr_core=1e-3, lr_whole=1e-3),
+        "decoder": TrainingSettings(lr_whole=1e-3),
+        "full": TrainingSettings(lr_whole=5e-4),
+    }[name]
+    return replace(settings, seed=seed)

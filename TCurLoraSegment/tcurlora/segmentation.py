@@ -1,0 +1,186 @@
+"""Segment scan files with a base model or an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcurlora.adapter_files import load_adapter, read_adapter_config, require_absent
+from tcurlora.adapter_library import find_adapter, is_adapter
+from tcurlora.base_models import BaseModel, load_base_model
+from tcurlora.catalogue import list_models
+from tcurlora.devices import choose_device
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.events import EventSink
+from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image, write_segmentation
+from tcurlora.inference import Segmenter
+from tcurlora.labels import Structure
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What the user asks for; every field is a JSON type.
+
+    Attributes:
+        model: adapter (folder or name in the library) or base model (folder or name in the catalogue).
+        inputs: scans; a folder stands for the scans in it, or for one DICOM series.
+        out: file for one scan; folder otherwise.
+        base: base model of an adapter where it is not in the catalogue.
+        device: `auto`, `cpu`, `cuda`, ...
+        uncertainty: also write a voxel map of uncertainty beside each result.
+        overlap: of neighbouring windows.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    out: str
+    base: str = ""
+    device: str = "auto"
+    uncertainty: bool = False
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan and where its results go."""
+
+    scan: Path
+    labels: Path
+    uncertainty: Path | None
+
+
+def plan_tasks(request: SegmentRequest) -> list[Task]:
+    """Find the scans and name the results, before anything is computed.
+
+    Raises:
+        InputError: when a scan is missing, two results would have one name, or a result exists already.
+    """
+    scans = [scan for given in request.inputs for scan in _scans(Path(given))]
+    out = Path(request.out)
+    one_file = suffix(out) in IMAGE_SUFFIXES
+    if one_file and suffix(out) not in WRITABLE_SUFFIXES:
+        raise InputError(
+            f"'{out.name}' cannot be written: '{suffix(out)}' is not a format for results.",
+            f"End its name with one of {', '.join(WRITABLE_SUFFIXES)}.",
+            "format",
+        )
+    if one_file and len(scans) > 1:
+        raise InputError(
+            f"'{out.name}' is one file, but there are {len(scans)} scans.", "Give a folder with --out.", "one_output"
+        )
+    tasks = []
+    for scan in scans:
+        labels = out if one_file else out / f"{stem(scan)}.seg.nrrd"
+        uncertainty = labels.with_name(f"{stem(labels)}_uncertainty.nii.gz") if request.uncertainty else None
+        tasks.append(Task(scan, labels, uncertainty))
+    names = [task.labels for task in tasks]
+    for task in tasks:
+        if names.count(task.labels) > 1:
+            raise InputError(
+                f"Two scans would both be written to '{task.labels.name}'.", "Segment them into two folders.", "same_name"
+            )
+        for path in filter(None, (task.labels, task.uncertainty)):
+            require_absent(path)
+    return tasks
+
+
+def open_segmenter(request: SegmentRequest) -> Segmenter:
+    """Load an adapter merged into its base, or a plain base model.
+
+    Raises:
+        InputError: when the model is neither, or the adapter's base is not found.
+    """
+    device = choose_device(request.device)
+    adapter = find_adapter_or_path(request.model)
+    if is_adapter(adapter):
+        base = base_of_adapter(adapter, request.base)
+        model = load_adapter(base.build(), adapter)
+        network = model.merged()
+        channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
+        structures = [Structure.from_dict(entry) for entry in read_adapter_config(adapter)["structures"]]
+    else:
+        base = load_base_model(request.model)
+        network, channels, structures = base.build(), list(base.channels), base.labelled_structures()
+    return Segmenter(network, channels, structures, base.preprocessing, device, base.in_channels, request.overlap)
+
+
+def run_segment(request: SegmentRequest, events: EventSink) -> dict[str, Any]:
+    """Segment all scans; one that fails does not stop the others.
+
+    Returns:
+        `written`: scan, labels and uncertainty files; `failed`: scan and reason.
+
+    Raises:
+        InputError: when the request cannot be met at all, or when a single scan cannot be used.
+    """
+    tasks = plan_tasks(request)
+    events.emit("stage", name="load", title="Loading the model")
+    segmenter = open_segmenter(request)
+    events.emit("stage", name="segment", title=f"Segmenting {len(tasks)} scan{'s' if len(tasks) > 1 else ''}")
+    written: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
+    for number, task in enumerate(tasks, start=1):
+        try:
+            labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty)
+            task.labels.parent.mkdir(parents=True, exist_ok=True)
+            if uncertainty is not None and task.uncertainty is not None:
+                write_image(uncertainty, task.uncertainty)
+            write_segmentation(labels, segmenter.structures, task.labels)
+        except TCurLoraError as error:
+            if len(tasks) == 1 or error.exit_code != InputError.exit_code:
+                raise
+            failed.append({"scan": str(task.scan), "reason": str(error)})
+            events.emit("warning", code=error.code, message=f"{task.scan.name}: {error}")
+        else:
+            entry = {"scan": str(task.scan), "labels": str(task.labels)}
+            written.append(entry | ({"uncertainty": str(task.uncertainty)} if task.uncertainty else {}))
+        events.emit("progress", step=number, total=len(tasks))
+    result = {"written": written, "failed": failed}
+    events.emit("result", **result)
+    return result
+
+
+def find_adapter_or_path(model: str) -> Path:
+    """The adapter of that name in the library, or the path itself."""
+    try:
+        return find_adapter(model)
+    except InputError:
+        return Path(model)
+
+
+def _scans(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"There is no scan {path}.", "Check the path given with --input.", "not_found")
+    if path.is_file():
+        return [path]
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and suffix(entry) in IMAGE_SUFFIXES)
+    # A folder without image files is taken as one DICOM series; reading it tells if it is none.
+    return files or [path]
+
+
+def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
+    """Find the base model that an adapter was made for, by the identity of its weights.
+
+    Args:
+        adapter: the adapter's folder.
+        given: name or folder of the base, where it is not in the catalogue.
+
+    Raises:
+        InputError: when no installed base has these weights.
+    """
+    if given:
+        return load_base_model(given)
+    wanted = read_adapter_config(adapter).get("base_model", {})
+    for entry in list_models():
+        if entry["on_disk"]:
+            base = load_base_model(entry["path"])
+            if base.sha256 == wanted.get("sha256"):
+                return base
+    raise InputError(
+        f"The base model '{wanted.get('name')}' of the adapter '{adapter.name}' is not on this computer, "
+        "or its file has changed.",
+        "Name its folder with --base, or add it with 'tcurlora models add FOLDER'.",
+        "base_not_found",
+    )

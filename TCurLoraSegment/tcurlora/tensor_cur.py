@@ -1,0 +1,119 @@
+"""The tensor mathematics of tCURLoRA: t-product, CUR index selection, and the low-rank change C * U * R.
+
+A third-order tensor stacks n equal-shaped matrices along axis 0. The t-product multiplies such tensors by circular
+convolution along that axis, which is an ordinary matrix product per frequency of its Fourier transform.
+
+Source: He et al., tCURLoRA, arXiv 2501.02227, section 2; the t-product is from Kilmer and Martin, 2011.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+FactorMode = Literal["orthonormal", "raw"]
+
+
+class Factors(NamedTuple):
+    """C and R in the Fourier domain: (n // 2 + 1, p, r) and (n // 2 + 1, r, q), complex."""
+
+    columns: Tensor
+    rows: Tensor
+
+
+def t_product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply two third-order tensors by the t-product.
+
+    Args:
+        a: (n, p, q), real.
+        b: (n, q, s), real.
+
+    Returns:
+        (n, p, s), real: slice k is the sum over j of a[j] @ b[(k - j) mod n].
+    """
+    n = a.shape[0]
+    return torch.fft.irfft(torch.fft.rfft(a, dim=0) @ torch.fft.rfft(b, dim=0), n=n, dim=0)
+
+
+def select_rows_and_columns(stack: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Choose the r most energetic columns J and, among these columns, the r most energetic rows I.
+
+    The score of a column is its 2-norm in each Fourier slice, summed over all n slices; rows are scored on the
+    columns already chosen (arXiv 2501.02227, section 2.2). Ties go to the lower index, so the choice is deterministic.
+
+    Args:
+        stack: (n, p, q), real.
+        rank: r, at most min(p, q).
+
+    Returns:
+        Row indices I and column indices J, each (r,), int64, ascending.
+    """
+    spectrum = torch.fft.rfft(stack.double(), dim=0)
+    # Frequencies other than 0 and n/2 stand for a conjugate pair of slices and count twice.
+    frequency = torch.arange(spectrum.shape[0])
+    multiplicity = torch.where((frequency == 0) | (2 * frequency == stack.shape[0]), 1.0, 2.0)[:, None].to(spectrum.device)
+    columns = _largest((spectrum.norm(dim=1) * multiplicity).sum(0), rank)
+    rows = _largest((spectrum[:, :, columns].norm(dim=2) * multiplicity).sum(0), rank)
+    return rows, columns
+
+
+def random_rows_and_columns(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose r rows and r columns at random: the control that shows what the selection rule is worth."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (torch.randperm(stack.shape[axis], generator=generator)[:rank].sort().values for axis in (1, 2))
+    return rows, columns
+
+
+def cur_factors(stack: Tensor, rows: Tensor, columns: Tensor, mode: FactorMode = "orthonormal") -> Factors:
+    """Form the frozen factors C = W[:, :, J] and R = W[:, I, :] of a stack.
+
+    `raw` takes them as they are (the paper). `orthonormal` replaces each Fourier slice of C and R by an orthonormal
+    basis of its columns and rows: the reachable changes are the same, but one learning rate then moves every stack
+    alike, whatever the norms of its weights.
+
+    Args:
+        stack: (n, p, q), real.
+        rows: I, (r,).
+        columns: J, (r,).
+        mode: `orthonormal` or `raw`.
+    """
+    # float64, so that the basis does not depend on the linear algebra library of the machine.
+    spectrum = torch.fft.rfft(stack.double(), dim=0)
+    c, r = spectrum[:, :, columns], spectrum[:, rows, :]
+    if mode == "orthonormal":
+        c = _orthonormal_columns(c)
+        r = _orthonormal_columns(r.mH).mH
+    return Factors(c.to(torch.complex64).contiguous(), r.to(torch.complex64).contiguous())
+
+
+def low_rank_change(factors: Factors, core: Tensor) -> Tensor:
+    """Compute C * U * R.
+
+    Args:
+        factors: C and R in the Fourier domain.
+        core: U, (n, r, r), real.
+
+    Returns:
+        (n, p, q), real. A real U keeps conjugate symmetry, so half of the spectrum is enough.
+    """
+    if core.shape[0] <= 2:
+        # Fourier slices of one or two matrices are real: no complex arithmetic is needed.
+        spectrum = torch.fft.rfft(core, dim=0).real
+        product = factors.columns.real @ spectrum @ factors.rows.real
+        return product if core.shape[0] == 1 else torch.stack([product[0] + product[1], product[0] - product[1]]) / 2
+    product = factors.columns @ torch.fft.rfft(core, dim=0) @ factors.rows
+    return torch.fft.irfft(product, n=core.shape[0], dim=0)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    return torch.argsort(scores, descending=True, stable=True)[:count].sort().values
+
+
+def _orthonormal_columns(matrix: Tensor) -> Tensor:
+    q, triangle = torch.linalg.qr(matrix)
+    # QR leaves the phase of each column open; a positive diagonal makes it unique.
+    diagonal = torch.diagonal(triangle, dim1=-2, dim2=-1)
+    phase = torch.where(diagonal.abs() > 0, diagonal / diagonal.abs().clamp_min(1e-300), torch.ones_like(diagonal))
+    return q * phase[..., None, :]

@@ -1,0 +1,316 @@
+"""Train what an adapter trains, on cached cases, in a way that can be broken off at any step and resumed exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    SpatialPadd,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tcurlora.adapter import TensorCurModel
+from tcurlora.devices import autocast, half_precision, out_of_memory_as_error
+from tcurlora.errors import MemoryExhausted, TCurLoraError
+from tcurlora.events import EventSink
+from tcurlora.inference import class_logits
+from tcurlora.preprocessing import CachedCase
+
+KEYS = ("image", "label")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: patches a step.
+        lr_core: peak learning rate of the cores.
+        lr_whole: peak learning rate of parameters that are trained whole.
+        weight_decay: of parameters that are trained whole; decay of a core would pull towards the base.
+        warmup: fraction of the steps in which the learning rate rises.
+        check_every: steps between checks of the best weights; each also writes a checkpoint.
+        patience: checks without a better loss after which training ends early.
+        seed: of patches, augmentation and dropout.
+    """
+
+    steps: int = 160
+    batch: int = 2
+    lr_core: float = 3e-2
+    lr_whole: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    check_every: int = 20
+    patience: int = 5
+    seed: int = 0
+
+
+@dataclass
+class TrainingResult:
+    """What a training did: steps taken, the step whose weights were kept, and the curve of losses."""
+
+    steps: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
+    """Linear warm-up, then a cosine to zero; a function of the step alone, so that resuming needs no state."""
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+
+
+def augmentation(roi_size: Sequence[int]) -> Compose:
+    """Crop a patch and vary pose, contrast, sharpness and noise. No mirroring: left stays left."""
+    turn = (0.2, 0.2, 0.2)
+    return Compose(
+        [
+            SpatialPadd(KEYS, roi_size),
+            RandCropByPosNegLabeld(KEYS, label_key="label", spatial_size=roi_size, pos=3, neg=1, num_samples=1),
+            RandAffined(
+                KEYS,
+                prob=0.8,
+                rotate_range=turn,
+                scale_range=(0.1, 0.1, 0.1),
+                translate_range=(3, 3, 3),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8)),
+            RandGaussianNoised("image", prob=0.2, std=0.1),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.75, 1.35), retain_stats=True),
+            RandScaleIntensityd("image", prob=0.3, factors=0.15),
+            EnsureTyped(KEYS, track_meta=False),
+        ]
+    )
+
+
+def train(
+    model: TensorCurModel,
+    cases: Sequence[CachedCase],
+    groups: Sequence[Sequence[int]],
+    roi_size: Sequence[int],
+    settings: TrainingSettings,
+    device: torch.device,
+    events: EventSink,
+    checkpoint: Path | None = None,
+) -> TrainingResult:
+    """Train a model and leave the best weights in it.
+
+    With a handful of cases none can be spared for validation. The weights that are kept are those with the lowest
+    loss on fixed patches of the training cases without augmentation: this guards against a run that diverges, and
+    leaves held-out cases untouched for an honest estimate.
+
+    Args:
+        model: at its start; on its way from the checkpoint where there is one.
+        cases: the training cases.
+        groups: channel indices of each class.
+        roi_size: patch size in voxels.
+        settings: how long and how fast.
+        device: where to train.
+        events: told of progress.
+        checkpoint: file to resume from and to write to.
+
+    Raises:
+        MemoryExhausted: when memory runs out also with one patch at a time.
+        TCurLoraError: when the loss is not finite.
+    """
+    model.to(device)
+    optimizer = _optimizer(model, settings)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+    state = _load_checkpoint(checkpoint, settings) if checkpoint else None
+    result, best = _restore(state, model, optimizer) if state else (TrainingResult(), model.trained_state())
+    augment = augmentation(roi_size)
+    monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
+    # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
+    scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
+    micro_batch = settings.batch
+    started, first_step = time.monotonic(), result.steps
+
+    def batch_loss(batch: dict[str, Tensor]) -> Tensor:
+        with autocast(device):
+            logits = model(batch["image"].to(device, non_blocking=True))
+        logits = logits[:, 0] if logits.ndim == 6 else logits  # deep supervision stacks its levels on axis 1
+        loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
+        return loss
+
+    while result.steps < settings.steps and not _stalled(result, settings):
+        step = result.steps
+        batch = _draw_batch(cases, augment, settings, step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate_factor(step, settings)
+        model.train()
+        while True:
+            # Dropout is seeded by the step, so that a resumed or repeated step is the same step.
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            try:
+                with out_of_memory_as_error(device):
+                    loss = 0.0
+                    for part in _split(batch, micro_batch):
+                        share = len(part["image"]) / settings.batch
+                        part_loss = batch_loss(part) * share
+                        scaler.scale(part_loss).backward()
+                        loss += part_loss.item()
+                break
+            except MemoryExhausted:
+                optimizer.zero_grad()
+                if micro_batch == 1:
+                    raise
+                micro_batch = 1
+                events.emit("warning", message="Memory ran out; going on with one patch at a time.")
+        if not math.isfinite(loss):
+            raise TCurLoraError(
+                f"The training loss became {loss} at step {step + 1}.",
+                "Check the intensities of the cases with 'tcurlora check', or lower the learning rate.",
+                "diverged",
+            )
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        result.steps = step + 1
+        remaining = (time.monotonic() - started) / (step + 1 - first_step) * (settings.steps - step - 1)
+        events.emit("progress", step=step + 1, total=settings.steps, loss=round(loss, 4), eta_s=round(remaining, 1))
+        if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+            monitored = _monitor_loss(model, monitor, batch_loss)
+            result.curve.append({"step": step + 1, "loss": loss, "monitor_loss": monitored})
+            if monitored < result.best_loss:
+                result.best_loss, result.best_step, best = monitored, step + 1, model.trained_state()
+            if checkpoint:
+                _save_checkpoint(checkpoint, settings, model, optimizer, result, best)
+    model.load_trained_state(best)
+    return result
+
+
+def _stalled(result: TrainingResult, settings: TrainingSettings) -> bool:
+    return sum(point["step"] > result.best_step for point in result.curve) >= settings.patience
+
+
+def _optimizer(model: TensorCurModel, settings: TrainingSettings) -> torch.optim.Optimizer:
+    cores = [stack.core for stack in model.stacks]
+    groups: list[dict[str, Any]] = []
+    if cores:
+        groups.append({"params": cores, "peak": settings.lr_core, "weight_decay": 0.0})
+    if len(model.whole):
+        whole = list(model.whole.values())
+        groups.append({"params": whole, "peak": settings.lr_whole, "weight_decay": settings.weight_decay})
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
+def _draw_batch(
+    cases: Sequence[CachedCase], augment: Compose, settings: TrainingSettings, step: int
+) -> dict[str, Tensor]:
+    """Draw and augment the patches of one step; they depend on seed and step only."""
+    epoch_length = len(cases)
+    patches = []
+    for position in range(step * settings.batch, (step + 1) * settings.batch):
+        epoch, index = divmod(position, epoch_length)
+        order = np.random.default_rng((settings.seed, epoch)).permutation(epoch_length)
+        patch_seed = int(np.random.default_rng((settings.seed, 1, position)).integers(2**31))
+        augment.set_random_state(patch_seed)
+        patches += augment(_tensors(cases[order[index]]))  # the cropping transform gives a list of one patch
+    return {key: torch.stack([patch[key] for patch in patches]) for key in KEYS}
+
+
+def _tensors(case: CachedCase) -> dict[str, Tensor]:
+    image, label = case.load()
+    return {"image": torch.from_numpy(np.array(image)), "label": torch.from_numpy(np.array(label)[None]).long()}
+
+
+def _monitor_patch(case: CachedCase, roi_size: Sequence[int]) -> dict[str, Tensor]:
+    """The patch around the middle of the label, without augmentation."""
+    tensors = _tensors(case)
+    labelled = torch.nonzero(tensors["label"][0])
+    if len(labelled):
+        center = (labelled.min(0).values + labelled.max(0).values) // 2
+        sizes = zip(center.tolist(), roi_size, tensors["label"].shape[1:], strict=True)
+        window = [slice(max(0, min(c - r // 2, n - r)), max(0, min(c - r // 2, n - r)) + r) for c, r, n in sizes]
+        tensors = {key: value[(slice(None), *window)] for key, value in tensors.items()}
+    padded = Compose([SpatialPadd(KEYS, roi_size), EnsureTyped(KEYS, track_meta=False)])(tensors)
+    return {key: padded[key][(slice(None), *(slice(0, r) for r in roi_size))][None] for key in KEYS}
+
+
+def _monitor_loss(model: TensorCurModel, patches: Sequence[dict[str, Tensor]], batch_loss: Any) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float(np.mean([batch_loss(patch).item() for patch in patches]))
+
+
+def _split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    starts = range(0, len(batch["image"]), size)
+    return [{key: value[start : start + size] for key, value in batch.items()} for start in starts]
+
+
+def _save_checkpoint(
+    path: Path,
+    settings: TrainingSettings,
+    model: TensorCurModel,
+    optimizer: torch.optim.Optimizer,
+    result: TrainingResult,
+    best: dict[str, Tensor],
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.trained_state().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for i, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value.cpu().clone() for name, value in entry.items()}
+    meta = {"settings": json.dumps(vars(settings)), "result": json.dumps(vars(result))}
+    temporary = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=meta)
+    temporary.replace(path)
+
+
+def _load_checkpoint(path: Path, settings: TrainingSettings) -> tuple[dict[str, Tensor], TrainingResult] | None:
+    """Read a checkpoint; None where there is none, or it belongs to other settings."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stream:
+            meta = stream.metadata()
+            if json.loads(meta["settings"]) != vars(settings):
+                return None
+            return {name: stream.get_tensor(name) for name in stream.keys()}, TrainingResult(**json.loads(meta["result"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        # A damaged checkpoint costs time, not correctness: the training starts again.
+        return None
+
+
+def _restore(
+    state: tuple[dict[str, Tensor], TrainingResult], model: TensorCurModel, optimizer: torch.optim.Optimizer
+) -> tuple[TrainingResult, dict[str, Tensor]]:
+    tensors, result = state
+    model.load_trained_state(_under(tensors, "model."))
+    content = optimizer.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**content, "state": entries})
+    return result, _under(tensors, "best.")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

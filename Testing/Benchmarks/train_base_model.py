@@ -1,0 +1,185 @@
+"""Train the base model that ships with the extension: a small UNETR for the hippocampus in T1 MRI.
+
+Run from the project's root, with the data folder of the Medical Segmentation Decathlon hippocampus task:
+
+    python Testing/Benchmarks/train_base_model.py --data ../shared/data/msd_hippocampus --out DIR
+
+The split is by subject and by seed; it is written beside the weights, so that every later comparison can use the
+same held-out subjects. The weights that ship are the exponential moving average at the best validation Dice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.losses import DiceCELoss
+from monai.metrics import DiceMetric
+from monai.networks.nets import UNETR
+from monai.networks.utils import one_hot
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    NormalizeIntensityd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandSimulateLowResolutiond,
+    SpatialPadd,
+)
+from monai.utils import set_determinism
+from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+PATCH = (48, 64, 48)
+NETWORK = {
+    "in_channels": 1,
+    "out_channels": 3,
+    "img_size": list(PATCH),
+    "feature_size": 8,
+    "hidden_size": 192,
+    "mlp_dim": 768,
+    "num_heads": 12,
+}
+KEYS = ("image", "label")
+
+
+def split_by_subject(cases_csv: Path, seed: int, held_out: int = 30, validation: int = 10) -> dict[str, list[str]]:
+    """Split the files of `cases.csv` into train, validation and test by subject, so that no person is in two sets."""
+    with cases_csv.open(encoding="utf-8", newline="") as stream:
+        subject_of = {row["file"]: row["subject"] for row in csv.DictReader(stream)}
+    subjects = sorted(set(subject_of.values()))
+    random.Random(seed).shuffle(subjects)
+    sets = {
+        "test": set(subjects[:held_out]),
+        "validation": set(subjects[held_out : held_out + validation]),
+        "train": set(subjects[held_out + validation :]),
+    }
+    return {name: sorted(f for f, s in subject_of.items() if s in chosen) for name, chosen in sets.items()}
+
+
+def read(data: Path, files: list[str]) -> list[dict[str, torch.Tensor]]:
+    """Read image and label pairs as (1, x, y, z) tensors; the volumes are 1 mm and RAS already."""
+    cases = []
+    for file in files:
+        image, label = (sitk.GetArrayFromImage(sitk.ReadImage(data / kind / file)) for kind in ("images", "labels"))
+        cases.append(
+            {
+                "image": torch.from_numpy(image.astype(np.float32).transpose(2, 1, 0)[None].copy()),
+                "label": torch.from_numpy(label.astype(np.int64).transpose(2, 1, 0)[None].copy()),
+            }
+        )
+    return cases
+
+
+def augmentation() -> Compose:
+    """Random pose, side, contrast, noise and resolution: hospitals differ in all of them, and so do left and right."""
+    return Compose(
+        [
+            RandFlipd(KEYS, prob=0.5, spatial_axis=0),
+            RandAffined(
+                KEYS,
+                prob=0.8,
+                rotate_range=(0.2, 0.2, 0.2),
+                scale_range=(0.15, 0.15, 0.15),
+                translate_range=(4, 4, 4),
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            ),
+            RandSimulateLowResolutiond("image", prob=0.2, zoom_range=(0.6, 1.0)),
+            RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8)),
+            RandGaussianNoised("image", prob=0.3, std=0.1),
+            RandAdjustContrastd("image", prob=0.4, gamma=(0.7, 1.4), retain_stats=True),
+            RandScaleIntensityd("image", prob=0.4, factors=0.15),
+            EnsureTyped(KEYS, track_meta=False),
+        ]
+    )
+
+
+def dice(model: torch.nn.Module, cases: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Mean Dice per structure and of the whole hippocampus (both structures merged)."""
+    model.eval()
+    per_structure, whole = DiceMetric(include_background=False), DiceMetric(include_background=False)
+    with torch.no_grad():
+        for case in cases:
+            predicted = model(case["image"][None]).argmax(1, keepdim=True)
+            truth = case["label"][None]
+            per_structure(one_hot(predicted, 3), one_hot(truth, 3))
+            whole(one_hot((predicted > 0).long(), 2), one_hot((truth > 0).long(), 2))
+    anterior, posterior = per_structure.get_buffer().mean(0).tolist()
+    return {"anterior": anterior, "posterior": posterior, "whole": whole.get_buffer().mean().item()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    set_determinism(args.seed)
+    split = split_by_subject(args.data / "cases.csv", args.seed)
+    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), SpatialPadd(KEYS, PATCH)])
+    sets = {name: [prepare(case) for case in read(args.data, files)] for name, files in split.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "split.json").write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
+
+    model = UNETR(**NETWORK).to(memory_format=torch.channels_last_3d)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+    augment = augmentation()
+    augment.set_random_state(args.seed)
+    order = random.Random(args.seed)
+    queue: list[dict[str, torch.Tensor]] = []
+    best, losses, started = -1.0, [], time.monotonic()
+    for step in range(1, args.steps + 1):
+        if len(queue) < args.batch:
+            queue = list(sets["train"])
+            order.shuffle(queue)
+        batch = [augment(queue.pop()) for _ in range(args.batch)]
+        model.train()
+        image = torch.stack([case["image"] for case in batch]).to(memory_format=torch.channels_last_3d)
+        loss = loss_function(model(image), torch.stack([case["label"] for case in batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+        losses.append(loss.item())
+        if step % 250 == 0 or step == args.steps:
+            reached = dice(average.module, sets["validation"])
+            minutes = (time.monotonic() - started) / 60
+            print(f"{step} {minutes:.1f} min, loss {np.mean(losses[-250:]):.4f}, validation {reached}", flush=True)
+            score = (reached["anterior"] + reached["posterior"] + reached["whole"]) / 3
+            if score > best:
+                best = score
+                weights = {k: v.half().contiguous() for k, v in average.module.state_dict().items()}
+                save_file(weights, args.out / "model.safetensors")
+
+    final = UNETR(**NETWORK)
+    final.load_state_dict({k: v.float() for k, v in weights.items()})
+    report = {name: dice(final, sets[name]) for name in ("validation", "test")}
+    (args.out / "dice.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The doctor tells what works and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcurlora import doctor
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "Heim ü"
+    monkeypatch.setenv("TCURLORA_HOME", str(folder))
+    return folder
+
+
+def items(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {item["name"]: item for item in report["items"]}
+
+
+def test_reports_the_installed_versions_and_the_device(home: Path) -> None:
+    report = doctor.examine(["hippocampus"])
+    found = items(report)
+    for name in doctor.PACKAGES:
+        assert found[name]["value"] == importlib.metadata.version(name)
+        assert found[name]["ok"]
+    assert "threads" in found["device cpu"]["value"]
+    assert found["base models"] == {"name": "base models", "value": "hippocampus", "ok": True, "remedy": ""}
+    assert found["adapters folder"]["value"] == str(home / "adapters")
+    assert found["adapters folder"]["ok"]
+    assert not home.exists(), "looking must not create folders"
+    assert set(found["memory"]) == {"name", "value", "ok", "remedy"}
+
+
+def test_a_missing_package_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "monai":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    report = doctor.examine()
+    assert not report["ok"]
+    assert not items(report)["monai"]["ok"]
+    words = doctor.describe(report)
+    assert "pip install monai" in words
+    assert "found, see above." in words
+
+
+def test_a_torch_that_does_not_start_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    report = doctor.examine()
+    assert "torch does not start" in items(report)["device"]["value"]
+    assert not report["ok"]
+
+
+def test_no_base_model_little_memory_and_an_unusable_folder_are_problems(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("", encoding="utf-8")
+    monkeypatch.setenv("TCURLORA_HOME", str(blocked))
+    monkeypatch.setattr(doctor, "memory", lambda: (2**30, 2**29))
+    report = doctor.examine([])
+    wrong = {item["name"]: item for item in report["items"] if not item["ok"]}
+    assert {"base models", "memory", "memory free", "adapters folder"} <= set(wrong)
+    assert all(item["remedy"] for item in wrong.values())
+    words = doctor.describe(report)
+    assert all(item["remedy"] in words for item in wrong.values())
+
+
+def test_description_of_a_sound_computer() -> None:
+    words = doctor.describe({"ok": True, "items": [{"name": "Python", "value": "3.12", "ok": True, "remedy": ""}]})
+    assert words == "ok       Python  3.12\n\nEverything works here."
+
+
+def test_memory_is_plausible() -> None:
+    total, available = doctor.memory()
+    assert total is not None
+    assert 2**28 < total < 2**50
+    assert available is None or 0 < available <= total

@@ -1,0 +1,53 @@
+"""Set up a virtual environment with everything that is needed, then run the demo or the tests in it.
+
+    python Testing/fresh.py demo
+    python Testing/fresh.py tests
+
+Needs Python 3.10 to 3.12 and nothing else; the environment is made in .venv and used again the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# The version that the numbers in the documentation were measured with; pyproject.toml says what else is allowed.
+TORCH = "torch==2.13.0"
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def set_up(environment: Path, extra: str) -> None:
+    """Make the environment where it is missing, and install the project with one of its extras."""
+    python = python_of(environment)
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, TORCH], check=True)
+    subprocess.run([*pip, f"{ROOT}[{extra}]"], check=True)
+
+
+def main() -> int:
+    """Set up and run; the exit code is that of what was run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("demo", "tests"))
+    parser.add_argument("--env", type=Path, default=ROOT / ".venv", help="the virtual environment")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on to the demo or to pytest")
+    args = parser.parse_args()
+    if not (3, 10) <= sys.version_info < (3, 13):
+        print(f"Python 3.10 to 3.12 is needed, and this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 2
+    set_up(args.env, args.what)
+    module = ["tcurlora", "demo"] if args.what == "demo" else ["pytest", str(ROOT / "Testing")]
+    return subprocess.run([str(python_of(args.env)), "-m", *module, *args.rest], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
