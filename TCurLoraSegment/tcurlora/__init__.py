@@ -1,14 +1,15 @@
 """tCURLoRA: adapt a segmentation model to a site's own scans with tensor-CUR low-rank adapters.
 
-    from tcurlora import TensorCurConfig, adapt, load_adapter, merge
+from tcurlora import TensorCurConfig, adapt, load_adapter, merge
 
-    model = adapt(network, TensorCurConfig(r=8))    # any torch.nn.Module
-    ...                                             # train model.parameters() that require gradients
-    network = merge(model)
+model = adapt(network, TensorCurConfig(r=8))    # any torch.nn.Module
+...                                             # train model.parameters() that require gradients
+network = merge(model)
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ __all__ = ["TensorCurConfig", "TensorCurModel", "adapt", "load_adapter", "merge"
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, which the command line's help must not pay.
     if name in ("load_adapter", "save_adapter"):
-        from tcurlora import adapter_files as module
-    elif name in __all__:
-        from tcurlora import adapter as module
-    else:
-        raise AttributeError(f"module 'tcurlora' has no attribute '{name}'")
-    return getattr(module, name)
+        return getattr(import_module("tcurlora.adapter_files"), name)
+    if name in __all__:
+        return getattr(import_module("tcurlora.adapter"), name)
+    raise AttributeError(f"module 'tcurlora' has no attribute '{name}'")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -69,6 +69,17 @@ class TensorCurConfig:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise InputError(f"The rank is {self.r}, but it must be at least 1.", "Choose for example 8.", "bad_rank")
+        for value, known in (
+            (self.factors, ("orthonormal", "raw")),
+            (self.selection, ("cur", "random")),
+            *((kind, KINDS) for kind in self.kinds),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"The adapter's configuration has the word '{value}', which is not known.",
+                    f"Choose among {', '.join(known)}.",
+                    "unknown_word",
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the configuration as JSON types."""
@@ -102,7 +113,7 @@ class TensorCurConfig:
                 target_modules=None if target_modules is None else tuple(target_modules),
                 modules_to_save=tuple(content["modules_to_save"]),
                 head=content["head"],
-                channels=None if channels is None else tuple(Channel(c["name"], c["source"]) for c in channels),
+                channels=None if channels is None else tuple(_channel_from_dict(c) for c in channels),
                 stacks=None if stacks is None else tuple(_stack_from_dict(entry) for entry in stacks),
                 seed=int(content["seed"]),
             )
@@ -147,6 +158,8 @@ class CoreStack(nn.Module):
         factors = cur_factors(stack, rows, columns, config.factors)
         self.rows: Tensor
         self.columns: Tensor
+        self.rows_factor: Tensor
+        self.columns_factor: Tensor
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
         # The factors come from the base, so they are not part of the state that is saved. Real and imaginary parts are
@@ -184,6 +197,7 @@ class TensorCurModel(nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.enabled = True
+        self._places = _places(network)
         parameters = dict(network.named_parameters())
         head = () if config.head is None else tuple(f"{config.head}.{p}" for p in ("weight", "bias"))
         whole = {name for name in parameters if config.modules_to_save and matches(name, config.modules_to_save)}
@@ -199,6 +213,12 @@ class TensorCurModel(nn.Module):
                 "Correct the names, or leave them out to adapt all layers.",
                 "nothing_to_train",
             )
+        if config.head is not None and head[0] not in parameters:
+            raise InputError(
+                f"The network has no layer '{config.head}' with weights, which the configuration names as its head.",
+                "Name the convolution that makes the output channels.",
+                "no_head",
+            )
         _require_parameters(parameters, specs)
         self.config = replace(config, stacks=specs)
         self.stacks = nn.ModuleList(
@@ -213,27 +233,31 @@ class TensorCurModel(nn.Module):
                 if name in parameters:
                     rows = _relayout(parameters[name].detach(), config.channels, is_bias=name.endswith("bias"))
                     self.whole[_key(name)] = nn.Parameter(rows)
+        self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network with the adapted weights, or with its own when the adapter is disabled."""
         if not self.enabled:
             return self.network(*args, **kwargs)
-        return functional_call(self.network, self.adapted_parameters(), args, kwargs)
+        adapted = self.adapted_parameters()
+        places = {place: value for name, value in adapted.items() for place in self._places[name]}
+        # Without torch's own tying, which swaps a layer of several names twice and leaves the last weight in the base.
+        return functional_call(self.network, places, args, kwargs, tie_weights=False)
 
     def adapted_parameters(self) -> dict[str, Tensor]:
         """Compute the adapted weights by parameter name, differentiable with respect to what is trained."""
         base = dict(self.network.named_parameters())
         adapted: dict[str, Tensor] = {name.replace("/", "."): value for name, value in self.whole.items()}
         with torch.autocast(next(iter(base.values())).device.type, enabled=False):
-            for stack in self.stacks:
-                assert isinstance(stack, CoreStack)
+            for stack in self._core_stacks():
                 changes: dict[str, list[Tensor]] = {}
                 for matrix, part in zip(stack.change().unbind(0), stack.spec.slices, strict=True):
                     changes.setdefault(part.parameter, []).append(matrix)
                 for name, parts in changes.items():
                     matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
                     weight = base[name]
-                    adapted[name] = weight + as_weight(matrix, weight.shape, stack.spec.kind == "transposed")
+                    change = as_weight(matrix, weight.shape, stack.spec.kind == "transposed")
+                    adapted[name] = weight + change.to(weight.dtype)
         return adapted
 
     def train(self, mode: bool = True) -> TensorCurModel:
@@ -247,8 +271,7 @@ class TensorCurModel(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """Collect what an adapter file holds: index sets, cores, and the parameters trained whole."""
         state: dict[str, Tensor] = {}
-        for i, stack in enumerate(self.stacks):
-            assert isinstance(stack, CoreStack)
+        for i, stack in enumerate(self._core_stacks()):
             state |= {f"rows.{i}": stack.rows, f"columns.{i}": stack.columns, f"core.{i}": stack.core.detach()}
         state |= {f"whole.{name.replace('/', '.')}": value.detach() for name, value in self.whole.items()}
         return {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
@@ -259,7 +282,7 @@ class TensorCurModel(nn.Module):
         Raises:
             InputError: when a tensor is missing or has another shape.
         """
-        own = {f"core.{i}": stack.core for i, stack in enumerate(self.stacks)}
+        own: dict[str, Tensor] = {f"core.{i}": stack.core for i, stack in enumerate(self._core_stacks())}
         own |= {f"whole.{name.replace('/', '.')}": value for name, value in self.whole.items()}
         with torch.no_grad():
             for name, parameter in own.items():
@@ -273,9 +296,14 @@ class TensorCurModel(nn.Module):
 
     def trained_counts(self) -> dict[str, int]:
         """Count trained numbers: in the cores, in parameters trained whole, and together."""
-        cores = sum(stack.core.numel() for stack in self.stacks)
+        cores = sum(stack.core.numel() for stack in self._core_stacks())
         whole = sum(value.numel() for value in self.whole.values())
         return {"cores": cores, "whole": whole, "total": cores + whole}
+
+    def _core_stacks(self) -> Iterator[CoreStack]:
+        for stack in self.stacks:
+            assert isinstance(stack, CoreStack)
+            yield stack
 
     def merged(self) -> nn.Module:
         """Return a copy of the network that holds the adapted weights and needs this package no longer."""
@@ -284,9 +312,14 @@ class TensorCurModel(nn.Module):
             for name, value in self.adapted_parameters().items():
                 module_name, _, parameter = name.rpartition(".")
                 module = network.get_submodule(module_name)
+                own = getattr(module, parameter)
+                if own.shape == value.shape:
+                    # In place, so that layers that share a weight still do.
+                    own.copy_(value)
+                    continue
                 setattr(module, parameter, nn.Parameter(value.detach().clone(), requires_grad=False))
                 if module_name == self.config.head and parameter == "weight" and hasattr(module, "out_channels"):
-                    module.out_channels = value.shape[0]
+                    module.out_channels = value.shape[0]  # type: ignore[assignment]
         return network
 
 
@@ -325,7 +358,9 @@ def find_head(network: nn.Module, example: Tensor, out_channels: int) -> str:
     Raises:
         InputError: when no convolution makes that many channels.
     """
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv3d | nn.Conv2d)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in network.named_modules() if isinstance(module, nn.Conv3d | nn.Conv2d)
+    }
     last: list[str] = []
 
     def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -362,6 +397,18 @@ def _relayout(tensor: Tensor, channels: Sequence[Channel], is_bias: bool) -> Ten
     return torch.stack(rows)
 
 
+def _places(network: nn.Module) -> dict[str, list[str]]:
+    # Layers may share a weight, and one layer may have several names (in DynUNet all have): each parameter by its
+    # first name, with every layer that holds it named once.
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    places: dict[str, list[str]] = {}
+    for module_name, module in network.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(names[parameter], []).append(f"{module_name}.{name}" if module_name else name)
+    return places
+
+
 def _without(spec: StackSpec, names: set[str]) -> StackSpec:
     return replace(spec, slices=tuple(s for s in spec.slices if s.parameter not in names))
 
@@ -382,6 +429,10 @@ def _require_parameters(parameters: Mapping[str, Tensor], specs: Sequence[StackS
 def _key(name: str) -> str:
     # torch allows no dots in the names of registered parameters.
     return name.replace(".", "/")
+
+
+def _channel_from_dict(entry: Mapping[str, Any]) -> Channel:
+    return Channel(str(entry["name"]), None if entry["source"] is None else int(entry["source"]))
 
 
 def _stack_to_dict(spec: StackSpec) -> dict[str, Any]:

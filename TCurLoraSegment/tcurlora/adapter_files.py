@@ -5,8 +5,10 @@ Only what the base does not hold is saved: index sets, cores, the head, and the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,8 +51,9 @@ def save_adapter(
     details = dict(details or {})
     base = {**details.pop("base_model", {}), "fingerprint": fingerprint(model.network)}
     with new_folder(folder) as temporary:
-        write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
         save_file(model.trained_state(), temporary / WEIGHTS)
+        details["weights_sha256"] = _sha256(temporary / WEIGHTS)
+        write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
         write_json(temporary / REPORT, dict(report or {}))
         (temporary / CARD).write_text(card, encoding="utf-8")
 
@@ -67,21 +70,25 @@ def load_adapter(network: nn.Module, folder: str | Path) -> TensorCurModel:
     """
     folder = Path(folder)
     content = read_adapter_config(folder)
-    state = _read_state(folder)
+    state = _read_state(folder, content.get("weights_sha256"))
     config = TensorCurConfig.from_dict(content)
     if content.get("base_model", {}).get("fingerprint") != fingerprint(network):
         name = content.get("base_model", {}).get("name", "another one")
         raise InputError(
-            f"The adapter '{folder.name}' was made for another base model ({name}); its weights differ from this one's.",
+            f"The adapter '{folder.name}' was made for another base model ({name}), whose weights differ.",
             "Use the base model that is named in the adapter's README.md.",
             "other_base",
         )
     stacks = len(config.stacks or ())
     try:
         index_sets = [(state[f"rows.{i}"].long(), state[f"columns.{i}"].long()) for i in range(stacks)]
+        if any(rows.dim() != 1 or rows.shape != columns.shape for rows, columns in index_sets):
+            raise _damaged(folder)
         model = TensorCurModel(network, config, index_sets)
-    except (KeyError, IndexError, RuntimeError, AttributeError) as error:
+    except (KeyError, IndexError, RuntimeError, AttributeError, TypeError, re.error) as error:
         raise _damaged(folder) from error
+    if state.keys() != model.trained_state().keys():
+        raise _damaged(folder)
     model.load_trained_state(state)
     return model
 
@@ -122,9 +129,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         os.rename(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise TCurLoraError(
-            f"'{folder.name}' could not be written ({error.strerror or error}).",
+            f"'{folder.name}' could not be written ({getattr(error, 'strerror', None) or error}).",
             "Check the free space and the permissions of its folder.",
             "cannot_write",
         ) from error
@@ -133,10 +140,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def require_absent(path: Path) -> None:
-    """Refuse to write over something.
+    """Refuse to write over something, or where nothing can be written, before any work is done for it.
 
     Raises:
-        InputError: when the path exists.
+        InputError: when the path exists, or its folder cannot be made or written to.
     """
     if path.exists():
         raise InputError(
@@ -144,17 +151,28 @@ def require_absent(path: Path) -> None:
             "Choose another name for the output, or remove it first.",
             "output_exists",
         )
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"'{path.name}' cannot be written in '{above}'.", "Choose another folder.", "cannot_write")
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
+def _read_state(folder: Path, sha256: str | None) -> dict[str, Tensor]:
     try:
+        if sha256 is not None and sha256 != _sha256(folder / WEIGHTS):
+            raise _damaged(folder)
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(folder) from error
     return state
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _damaged(folder: Path) -> InputError:
     return InputError(
-        f"The adapter '{folder.name}' is damaged.", "Use another copy of it, or adapt the model again.", "damaged_adapter"
+        f"The adapter '{folder.name}' is damaged.",
+        "Use another copy of it, or adapt the model again.",
+        "damaged_adapter",
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,16 @@ from tcurlora.preprocessing import INTENSITY, Preprocessing
 
 NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet", "UNet", "BasicUNet", "AttentionUnet", "VNet")
 # Steps of a bundle's preprocessing that this program does in its own way, or that change nothing here.
-UNDERSTOOD = ("LoadImage", "EnsureChannelFirst", "AddChannel", "Orientation", "Spacing", "EnsureType", "ToTensor", "CastToType")
+UNDERSTOOD = (
+    "LoadImage",
+    "EnsureChannelFirst",
+    "AddChannel",
+    "Orientation",
+    "Spacing",
+    "EnsureType",
+    "ToTensor",
+    "CastToType",
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +70,14 @@ class BaseModel:
 
     def labelled_structures(self) -> list[Structure]:
         """The structures with label values, colors and terminology, as metadata.json has them, or numbered from 1."""
-        known = {entry["name"]: entry for entry in self.metadata.get("structures", ()) if "name" in entry}
-        return [
-            Structure.from_dict({"value": number, **known.get(name, {}), "name": name})
-            for number, name in enumerate(self.structures, start=1)
-        ]
+        try:
+            known = {entry["name"]: entry for entry in self.metadata.get("structures") or () if "name" in entry}
+            return [
+                Structure.from_dict({"value": number, **known.get(name, {}), "name": name})
+                for number, name in enumerate(self.structures, start=1)
+            ]
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise _bad(self.folder, "has 'structures' in configs/metadata.json that cannot be read") from error
 
     @cached_property
     def sha256(self) -> str:
@@ -81,11 +95,12 @@ class BaseModel:
             InputError: when the weights cannot be read or do not fit the network.
         """
         arguments = {key: value for key, value in self.network_def.items() if key != "_target_"}
+        class_name = self.network_def["_target_"]
         try:
-            network: nn.Module = getattr(nets, self.network_def["_target_"])(**arguments)
+            network: nn.Module = getattr(nets, class_name)(**arguments)
         except Exception as error:  # MONAI's networks raise many kinds of errors on arguments that do not fit.
             raise InputError(
-                f"The base model '{self.name}' describes a {self.network_def['_target_']} that cannot be made: {error}.",
+                f"The base model '{self.name}' describes a {class_name} that cannot be made: {error}.",
                 "Correct network_def in its configs/inference.json.",
                 "bad_bundle",
             ) from error
@@ -143,6 +158,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for key in ("state_dict", "model"):
             if isinstance(state.get(key), dict):
                 state = state[key]
+        if not all(isinstance(name, str) for name in state):
+            raise ValueError("a name is no text")
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, AttributeError, KeyError) as error:
         raise _unreadable(path) from error
@@ -150,7 +167,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path) from error
 
 
-def write_bundle(folder: Path, configs: Mapping[str, Mapping[str, Any]], card: str, state: Mapping[str, Tensor]) -> None:
+def write_bundle(
+    folder: Path, configs: Mapping[str, Mapping[str, Any]], card: str, state: Mapping[str, Tensor]
+) -> None:
     """Write a bundle folder: configs, docs/README.md and models/model.pt.
 
     The weights are a plain state dict for torch.load(weights_only=True): MONAI's own loaders read nothing else.
@@ -170,12 +189,10 @@ def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise _bad(folder, "has no network_def with a _target_ in configs/inference.json")
     target = network_def["_target_"]
     class_name = target.rpartition(".")[2]
-    if class_name not in NETWORKS or target not in (class_name, f"monai.networks.nets.{class_name}") and not (
-        target.startswith("monai.networks.nets.") and target.count(".") == 4
-    ):
+    if class_name not in NETWORKS or not re.fullmatch(r"(monai\.networks\.nets\.(\w+\.)?)?\w+", target):
         raise _bad(folder, f"asks for the network '{target}', which is not one of {', '.join(NETWORKS)}")
     for key, value in network_def.items():
-        if _has_expression(value) or key.startswith("_") and key != "_target_":
+        if has_expression(value) or (key.startswith("_") and key != "_target_"):
             raise _bad(folder, f"has an expression or a reference in network_def ('{key}'), which is never executed")
     return {**network_def, "_target_": class_name}
 
@@ -185,7 +202,9 @@ def _channels(metadata: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         definition = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
         names = [str(definition[str(i)]) for i in range(len(definition))]
     except (KeyError, TypeError) as error:
-        raise _bad(folder, "does not name its output channels (channel_def, from 0 on) in configs/metadata.json") from error
+        raise _bad(
+            folder, "does not name its output channels (channel_def, from 0 on) in configs/metadata.json"
+        ) from error
     return tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in names)
 
 
@@ -194,25 +213,31 @@ def _preprocessing(
 ) -> Preprocessing:
     spacing = None
     intensity: list[tuple[str, dict[str, Any]]] = []
-    transforms = inference.get("preprocessing", {}).get("transforms", [])
-    for entry in transforms:
+    for entry in _transforms(inference, folder):
         name = str(entry.get("_target_", "")).rpartition(".")[2].removesuffix("d")
         arguments = {k: v for k, v in entry.items() if k not in ("_target_", "keys") and not k.startswith("_")}
         if name == "Spacing":
             pixdim = arguments.get("pixdim")
-            if not isinstance(pixdim, list) or len(pixdim) != 3 or not all(isinstance(v, int | float) and v > 0 for v in pixdim):
+            if (
+                not isinstance(pixdim, list)
+                or len(pixdim) != 3
+                or not all(isinstance(v, int | float) and v > 0 for v in pixdim)
+            ):
                 raise _bad(folder, f"has the voxel size {pixdim!r} in its preprocessing, which is not three numbers")
             spacing = (float(pixdim[0]), float(pixdim[1]), float(pixdim[2]))
         elif name == "Orientation" and arguments.get("axcodes", "RAS") != "RAS":
             raise _bad(folder, f"wants the orientation {arguments['axcodes']}; only RAS is supported")
         elif name in INTENSITY:
-            if _has_expression(arguments):
+            if has_expression(arguments):
                 raise _bad(folder, f"has an expression in its preprocessing ('{name}'), which is never executed")
             intensity.append((name, arguments))
         elif name not in UNDERSTOOD:
             raise _bad(folder, f"has the preprocessing step '{name}', which is not supported")
-    roi = inference.get("inferer", {}).get("roi_size") or network_def.get("img_size")
-    roi = roi or metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape")
+    inferer = inference.get("inferer")
+    roi = inferer.get("roi_size") if isinstance(inferer, dict) else None
+    roi = roi or network_def.get("img_size")
+    with suppress(KeyError, TypeError):  # It is optional there.
+        roi = roi or metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
     if isinstance(roi, int):
         roi = [roi] * 3
     if not isinstance(roi, list) or len(roi) != 3 or not all(isinstance(v, int) and 0 < v <= 1024 for v in roi):
@@ -220,12 +245,21 @@ def _preprocessing(
     return Preprocessing(spacing, (roi[0], roi[1], roi[2]), tuple(intensity))
 
 
-def _has_expression(value: Any) -> bool:
+def _transforms(inference: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    preprocessing = inference.get("preprocessing", {})
+    transforms = preprocessing.get("transforms", []) if isinstance(preprocessing, dict) else None
+    if not isinstance(transforms, list) or not all(isinstance(entry, dict) for entry in transforms):
+        raise _bad(folder, "has a preprocessing in configs/inference.json that is no list of transforms")
+    return transforms
+
+
+def has_expression(value: Any) -> bool:
+    """Say whether MONAI's config parser would execute or resolve anything in a value."""
     if isinstance(value, str):
         return value.startswith(("$", "@", "%"))
     if isinstance(value, dict):
-        return "_target_" in value or any(_has_expression(v) for v in value.values())
-    return isinstance(value, list) and any(_has_expression(v) for v in value)
+        return "_target_" in value or any(has_expression(v) for v in value.values())
+    return isinstance(value, list) and any(has_expression(v) for v in value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -254,4 +288,3 @@ def _unreadable(path: Path) -> InputError:
         "Get the file again from its source.",
         "bad_weights",
     )
-

@@ -297,7 +297,7 @@ def _download(url: str, part: Path, limit: int, events: EventSink) -> None:
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tcurlora", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
             resumed = response.status == 206 and _begins_at(response, start)
             done = start if resumed else 0
             length = response.headers.get("Content-Length")

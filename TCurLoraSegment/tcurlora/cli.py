@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _report(events, Cancelled())
         return Cancelled.exit_code
+    except OSError as error:
+        named = f"'{error.filename}'" if error.filename else "A file"
+        problem = f"{named} cannot be read or written ({error.strerror or error})."
+        _report(events, TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error"))
+        return TCurLoraError.exit_code
     return code
 
 
@@ -77,12 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     adapt.add_argument("--name", default="", help="name of the adapter (default: that of its folder)")
     adapt.add_argument("--method", default="compact", help=f"one of {', '.join(METHODS)}; 'tcurlora' is 'compact'")
     adapt.add_argument("--rank", type=_positive, help="rank of the cores (default: 8)")
-    adapt.add_argument("--folds", type=int, help="folds of the cross-validation; 0: none (default: 3, or leave-one-out)")
+    adapt.add_argument(
+        "--folds", type=_natural, help="folds of the cross-validation; 0: none (default: 3, or leave-one-out)"
+    )
     length = adapt.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive, help="optimizer steps of each training")
-    length.add_argument("--minutes", type=float, help="time for the whole run, instead of steps")
+    length.add_argument("--minutes", type=_minutes, help="time for the whole run, instead of steps")
     adapt.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    adapt.add_argument("--seed", type=int, default=0)
+    adapt.add_argument("--seed", type=_natural, default=0)
     adapt.add_argument("--job", help="folder for checkpoint and log, kept afterwards (default: OUT.job, removed)")
     adapt.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
 
@@ -116,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_site(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", required=True, help="base model: a name or a bundle folder; see 'tcurlora models list'")
+    parser.add_argument(
+        "--base", required=True, help="base model: a name or a bundle folder; see 'tcurlora models list'"
+    )
     parser.add_argument("--data", required=True, help="folder with images/ and labels/, or a datalist (JSON)")
     parser.add_argument("--labels", default="", help="names of label values, such as 1=hippocampus,2=amygdala")
     parser.add_argument(
@@ -166,9 +175,9 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
 def _check(options: argparse.Namespace, events: EventSink) -> int:
     from dataclasses import asdict
 
-    from tcurlora.adaptation import AdaptRequest, check_site, open_site
+    from tcurlora.site import check_site, open_site
 
-    site = open_site(AdaptRequest(options.base, options.data, "", labels=options.labels, mapping=tuple(options.map)))
+    site = open_site(options.base, options.data, options.labels, options.map, strict=False)
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
@@ -197,14 +206,16 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         name=options.name,
     )
     out = Path(options.out)
-    job = Path(options.job) if options.job else out.with_name(f"{out.name}.job")
+    job = Path(options.job or f"{out}.job")
     summary = run_adapt(request, job, events, options.resume)
     if not options.job:
         shutil.rmtree(job, ignore_errors=True)
     if not options.json:
         print(summary["table"])
         print(summary["summary"])
-        print(f"Adapter: {summary['adapter']} ({summary['trained']:,} trained numbers, {summary['bytes'] / 1000:.0f} kB)")
+        print(
+            f"Adapter: {summary['adapter']} ({summary['trained']:,} trained numbers, {summary['bytes'] / 1000:.0f} kB)"
+        )
     return 0
 
 
@@ -240,7 +251,9 @@ def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
 
     if options.action == "list":
         entries = library.list_adapters()
-        rows = [[e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"]] for e in entries]
+        rows = [
+            [e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"]] for e in entries
+        ]
         _print(options, entries, _columns(["name", "structures", "base model", "result"], rows))
         return 0
     name = _required_name(options)
@@ -301,9 +314,25 @@ def _required_name(options: argparse.Namespace) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 on")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    # A seed is multiplied before it reaches torch, which takes 64 bits.
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {2**31 - 1}")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes")
     return value
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tcurlora.adaptation import AdaptRequest, Site, open_site, run_adapt, score_cases
+from tcurlora.adaptation import AdaptRequest, run_adapt
 from tcurlora.adapter import TensorCurModel
 from tcurlora.adapter_files import load_adapter, require_absent
 from tcurlora.cases import Case, find_cases, read_case_labels
@@ -20,10 +20,12 @@ from tcurlora.images import read_image
 from tcurlora.inference import Segmenter
 from tcurlora.pictures import side_by_side
 from tcurlora.reports import summary_table
+from tcurlora.site import Site, open_site, score_cases
 
 BASE = "hippocampus_t1_unetr"
 LABELED, NEW = 6, 6
 SEED = 0
+COLOR = (1.0, 0.76, 0.03)
 
 
 def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str, Any]:
@@ -55,9 +57,9 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
     )
     summary = run_adapt(request, out / "job", events)
     events.emit("stage", name="test", title=f"Segmenting the {NEW} new patients with base and adapter")
-    site, cases = open_site(request), find_cases(out / "new").cases
+    site, cases = open_site(BASE, out / "labeled", mapping=request.mapping), find_cases(out / "new").cases
     network, device = site.base.build(), choose_device()
-    base = site.segmenter(TensorCurModel(network, site.config(network, request)), device)
+    base = site.segmenter(TensorCurModel(network, site.config(network, request.method)), device)
     adapted = site.segmenter(load_adapter(network, out / "adapter"), device)
     base_scores, scores = (score_cases(segmenter, cases, site.structures) for segmenter in (base, adapted))
     comparison = compare_scores(base_scores, scores)
@@ -81,16 +83,19 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
 
 def _picture(site: Site, case: Case, base: Segmenter, adapted: Segmenter, path: Path) -> None:
     image = read_image(case.image)
-    truth = read_case_labels(case, site.structures)
-    results = [segmenter.segment(image)[0] for segmenter in (base, adapted)]
-    dice = [f"Dice {mean(s.dice or 0.0 for s in score_cases(s_, [case], site.structures)):.2f}" for s_ in (base, adapted)]
+    results, captions = [], ["", "Harvard-Oxford atlas"]
+    for segmenter in (base, adapted):
+        results.append(label_array(segmenter.segment(image)[0]))
+        (score,) = score_cases(segmenter, [case], site.structures)
+        captions.append(f"Dice {score.dice:.2f}")
     side_by_side(
         to_array(image)[0],
-        label_array(truth),
-        *(label_array(result) for result in results),
+        label_array(read_case_labels(case, site.structures)),
+        results[0],
+        results[1],
         path,
         "A simulated patient that was not used for the adaptation",
-        ["", "", *dice],
-        site.structures,
+        captions,
+        [replace(structure, color=COLOR) for structure in site.structures],
         image.GetSpacing(),
     )

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tcurlora.base_models import load_base_model
-from tcurlora.presets import PRESETS, preset
-from tcurlora.errors import InputError
 from tcurlora.adapter import TensorCurModel
+from tcurlora.base_models import load_base_model
+from tcurlora.errors import InputError
+from tcurlora.presets import PRESETS, preset
 from tcurlora.reports import table
 from tcurlora.stacks import find_stacks
 
@@ -22,7 +22,7 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
     """
     base = load_base_model(name_or_folder)
     network = base.build()
-    trained = {}
+    trained: dict[str, dict[str, Any]] = {}
     for method in PRESETS:
         try:
             trained[method] = TensorCurModel(network, preset(method, network)).trained_counts()
@@ -63,7 +63,12 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         "Stacks (layers of equal shape, adapted together):",
     ]
     rows = [
-        [s["kind"], _times(s["shape"]), str(len(s["slices"])), s["slices"][0] + (" ..." if len(s["slices"]) > 1 else "")]
+        [
+            s["kind"],
+            _times(s["shape"]),
+            str(len(s["slices"])),
+            s["slices"][0] + (" ..." if len(s["slices"]) > 1 else ""),
+        ]
         for s in description["stacks"]
     ]
     lines.append(table(["kind", "out x in", "layers", "first"], rows))

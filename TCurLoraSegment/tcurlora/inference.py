@@ -85,8 +85,8 @@ class Segmenter:
                 sw_device=self.device,
                 device=torch.device("cpu"),
             )
-        assert isinstance(result, Tensor)
-        return result[0].numpy()
+        probabilities: np.ndarray = result[0].numpy()
+        return probabilities
 
     def segment(self, image: sitk.Image, uncertainty: bool = False) -> tuple[sitk.Image, sitk.Image | None]:
         """Segment a scan.
@@ -124,4 +124,5 @@ class Segmenter:
 def normalized_entropy(probabilities: np.ndarray) -> np.ndarray:
     """Entropy over classes, divided by log(classes): (classes, x, y, z) to (x, y, z), from 0 to 1."""
     p = np.clip(probabilities, 1e-7, 1.0)
-    return (-(p * np.log(p)).sum(0) / np.log(len(p))).astype(np.float32)
+    entropy: np.ndarray = -(p * np.log(p)).sum(0) / np.log(len(p))
+    return entropy.astype(np.float32)

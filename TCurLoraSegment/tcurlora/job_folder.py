@@ -40,10 +40,11 @@ class JobFolder:
             inputs: size and time of the input files, to notice when they change before the job is resumed.
 
         Raises:
-            InputError: when the folder holds something that is no job.
+            InputError: when it is a file, or a folder that holds something that is no job.
             TCurLoraError: when it cannot be written.
         """
-        if path.exists() and any(path.iterdir()) and not (path / "job.json").is_file():
+        is_file = path.exists() and not path.is_dir()
+        if is_file or (path.exists() and any(path.iterdir()) and not (path / "job.json").is_file()):
             raise InputError(
                 f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
             )
@@ -70,8 +71,8 @@ class JobFolder:
             InputError: when there is none, it asked for something else, or its input files have changed since.
         """
         try:
-            content = json.loads((path / "job.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = dict(json.loads((path / "job.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
             ) from error

@@ -6,6 +6,7 @@ Matching goes by name, never by number: the number of a label is an accident of 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,7 +54,8 @@ class Channel:
 
 def normalized(name: str) -> str:
     """Lower case, words separated by one space: `Anterior_Hippocampus` and `anterior hippocampus` are the same."""
-    return " ".join(re.findall(r"\w+", name.replace("_", " ").casefold()))
+    # NFKC, because one program writes an accented letter as one character and another as two.
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", name).replace("_", " ").casefold()))
 
 
 def match_structures(
@@ -101,8 +103,8 @@ def match_structures(
         if normalized(name) in base_by_name:
             matched[name] = [base_by_name[normalized(name)]]
         else:
-            parts = [b for b in base if words < set(normalized(b).split())]
-            wholes = [b for b in base if set(normalized(b).split()) < words]
+            parts = [b for b in base if words and words < set(normalized(b).split())]
+            wholes = [b for b in base if normalized(b) and set(normalized(b).split()) < words]
             matched[name] = parts or (wholes if len(wholes) == 1 else [])
     return {name: matched[name] for name in site}
 
@@ -139,7 +141,7 @@ def parse_labels(text: str) -> list[Structure]:
     structures = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         value, separator, name = entry.partition("=")
-        if not separator or not value.strip().isdigit() or not name.strip() or int(value) == 0:
+        if not separator or not value.strip().isdecimal() or not name.strip() or int(value) == 0:
             raise InputError(
                 f"--labels has the entry '{entry}', which is not a label number and a name.",
                 "Write for example --labels 1=hippocampus,2=amygdala (0 is the background).",
@@ -153,16 +155,22 @@ def parse_mapping(entries: Iterable[str]) -> dict[str, list[str]]:
     """Read `hippocampus=anterior hippocampus+posterior hippocampus` entries into a mapping.
 
     Raises:
-        InputError: when an entry has no `=` or an empty side.
+        InputError: when an entry has no `=` or an empty side, or a structure occurs twice.
     """
-    mapping = {}
+    mapping: dict[str, list[str]] = {}
     for entry in entries:
         site, separator, sources = entry.partition("=")
         names = [name.strip() for name in sources.split("+")]
         if not separator or not site.strip() or not all(names):
             raise InputError(
                 f"--map has the entry '{entry}', which is not of the form 'structure=base structure'.",
-                "Write for example --map 'hippocampus=anterior hippocampus+posterior hippocampus' or --map amygdala=new.",
+                "Write for example --map 'hippocampus=anterior hippocampus+posterior hippocampus' "
+                "or --map amygdala=new.",
+            )
+        if normalized(site) in map(normalized, mapping):
+            raise InputError(
+                f"--map names the structure '{site.strip()}' twice.",
+                "Write one entry for it, with all its base structures joined by '+'.",
             )
         mapping[site.strip()] = names
     return mapping

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tcurlora.adapter_files import REPORT, WEIGHTS, load_adapter, new_folder, read_adapter_config, require_absent
-from tcurlora.base_models import BaseModel, load_base_model, write_bundle
+from tcurlora.base_models import BaseModel, has_expression, load_base_model, write_bundle
 from tcurlora.errors import InputError
 from tcurlora.labels import Structure, channel_groups
 from tcurlora.preprocessing import Preprocessing
@@ -40,7 +40,7 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
     config = read_adapter_config(adapter_folder)
     try:
         structures = [Structure.from_dict(entry) for entry in config["structures"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(
             f"The adapter '{adapter_folder.name}' does not say which structures it segments.",
             "Use another copy of it, or adapt the model again.",
@@ -54,12 +54,20 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
         "adapter": {"name": name, "sha256": _sha256(adapter_folder / WEIGHTS)},
         "base_model": {"name": base.name, "sha256": base.sha256},
     }
+    metadata = _metadata(name, base, channels, structures, origin)
+    if has_expression(metadata):
+        raise InputError(
+            f"The adapter '{adapter_folder.name}' or its base model has a name or a text that MONAI would execute.",
+            "Texts in them must not begin with '$', '@' or '%'.",
+            "expression",
+        )
     configs = {
-        "metadata": _metadata(name, base, channels, structures, origin),
+        "metadata": metadata,
         "inference": inference_config(network_def, base.preprocessing, channels, structures),
     }
     with new_folder(out) as folder:
-        write_bundle(folder, configs, _card(name, base, structures, origin, adapter_folder), model.merged().state_dict())
+        card = _card(name, base, structures, origin, adapter_folder)
+        write_bundle(folder, configs, card, model.merged().state_dict())
         # A bundle that does not load again must not appear.
         load_base_model(folder).build()
 
@@ -80,14 +88,19 @@ def inference_config(
         channels: name of each output channel; the probabilities of channels of one name are added.
         structures: with the label values that are written.
     """
-    names = [structure.name for structure in structures]
-    spacing = [] if preprocessing.spacing is None else [_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear")]
-    groups = channel_groups(channels, names)
-    joined = ", ".join(f"x[{group}].sum(0)" for group in groups)
-    activation = {"other": f"$lambda x: torch.stack([{joined}])"} if groups != [[i] for i in range(len(channels))] else {}
+    spacing: list[dict[str, Any]] = []
+    activation: dict[str, Any] = {"softmax": True}
+    renumbered: list[dict[str, Any]] = []
+    if preprocessing.spacing is not None:
+        spacing = [_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear")]
+    groups = channel_groups(channels, [structure.name for structure in structures])
+    if groups != [[i] for i in range(len(channels))]:
+        joined = ", ".join(f"x[{group}].sum(0)" for group in groups)
+        activation["other"] = f"$lambda x: torch.stack([{joined}])"
     values = [structure.value for structure in structures]
-    indices = list(range(1, len(values) + 1))
-    renumbered = [_step("MapLabelValued", "pred", orig_labels=indices, target_labels=values)] if values != indices else []
+    classes = list(range(1, len(values) + 1))
+    if values != classes:
+        renumbered = [_step("MapLabelValued", "pred", orig_labels=classes, target_labels=values)]
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch"],
         "bundle_root": ".",
@@ -123,12 +136,19 @@ def inference_config(
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                _step("Activationsd", "pred", softmax=True, **activation),
+                _step("Activationsd", "pred", **activation),
                 _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False),
                 _step("AsDiscreted", "pred", argmax=True),
                 *renumbered,
-                _step("SaveImaged", "pred", output_dir="@output_dir", output_postfix="seg", output_dtype="$np.int32",
-                      separate_folder=False, resample=False),
+                _step(
+                    "SaveImaged",
+                    "pred",
+                    output_dir="@output_dir",
+                    output_postfix="seg",
+                    output_dtype="$np.int32",
+                    separate_folder=False,
+                    resample=False,
+                ),
             ],
         },
         "handlers": [

@@ -26,7 +26,8 @@ from tcurlora.labels import Structure
 
 # The intensity transforms that a base model may ask for; nothing else is ever instantiated from its files.
 INTENSITY = {
-    cls.__name__: cls for cls in (NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles)
+    cls.__name__: cls
+    for cls in (NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles)
 }
 
 
@@ -91,7 +92,7 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
-    array, grid = preprocessing.apply(read_image(case.image))
+    array, _ = preprocessing.apply(read_image(case.image))
     values = label_array(to_model_grid(read_case_labels(case, structures), preprocessing.spacing, label=True))
     if values.shape != array.shape[1:]:
         raise InputError(

@@ -35,14 +35,11 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
     Raises:
         InputError: for an unknown preset, or where the decoder of the network is not known.
     """
+    _require_known(name)
     if name == "compact":
         return TensorCurConfig(**changes)
     if name == "full":
         return TensorCurConfig(**{"kinds": (), "modules_to_save": (".*",), **changes})
-    if name not in PRESETS:
-        raise InputError(
-            f"There is no method '{name}'.", f"Choose one of {', '.join(PRESETS)}.", "unknown_method"
-        )
     decoder = DECODERS.get(type(network).__name__)
     if decoder is None:
         raise InputError(
@@ -56,7 +53,12 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
 
 
 def training_settings(name: str, seed: int = 0) -> TrainingSettings:
-    """Say how a preset is trained; raw factors need the paper's small learning rate, orthonormal ones a large one."""
+    """Say how a preset is trained; raw factors need the paper's small learning rate, orthonormal ones a large one.
+
+    Raises:
+        InputError: for an unknown preset.
+    """
+    _require_known(name)
     settings = {
         "compact": TrainingSettings(lr_core=3e-2, lr_whole=3e-3),
         "paper": TrainingSettings(lr_core=1e-3, lr_whole=1e-3),
@@ -64,3 +66,8 @@ def training_settings(name: str, seed: int = 0) -> TrainingSettings:
         "full": TrainingSettings(lr_whole=5e-4),
     }[name]
     return replace(settings, seed=seed)
+
+
+def _require_known(name: str) -> None:
+    if name not in PRESETS:
+        raise InputError(f"There is no method '{name}'.", f"Choose one of {', '.join(PRESETS)}.", "unknown_method")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +74,19 @@ def plan_tasks(request: SegmentRequest) -> list[Task]:
         labels = out if one_file else out / f"{stem(scan)}.seg.nrrd"
         uncertainty = labels.with_name(f"{stem(labels)}_uncertainty.nii.gz") if request.uncertainty else None
         tasks.append(Task(scan, labels, uncertainty))
+    if not one_file and out.exists() and not out.is_dir():
+        raise InputError(
+            f"'{out.name}' is a file whose ending is not one of {', '.join(WRITABLE_SUFFIXES)}.",
+            "Give a folder with --out, or a file name with such an ending.",
+            "format",
+        )
     names = [task.labels for task in tasks]
     for task in tasks:
         if names.count(task.labels) > 1:
             raise InputError(
-                f"Two scans would both be written to '{task.labels.name}'.", "Segment them into two folders.", "same_name"
+                f"Two scans would both be written to '{task.labels.name}'.",
+                "Segment them into two folders.",
+                "same_name",
             )
         for path in filter(None, (task.labels, task.uncertainty)):
             require_absent(path)
@@ -99,7 +106,7 @@ def open_segmenter(request: SegmentRequest) -> Segmenter:
         model = load_adapter(base.build(), adapter)
         network = model.merged()
         channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
-        structures = [Structure.from_dict(entry) for entry in read_adapter_config(adapter)["structures"]]
+        structures = _structures_of(adapter)
     else:
         base = load_base_model(request.model)
         network, channels, structures = base.build(), list(base.channels), base.labelled_structures()
@@ -150,6 +157,17 @@ def find_adapter_or_path(model: str) -> Path:
         return Path(model)
 
 
+def _structures_of(adapter: Path) -> list[Structure]:
+    try:
+        return [Structure.from_dict(entry) for entry in read_adapter_config(adapter)["structures"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"The adapter '{adapter.name}' does not say which structures it segments.",
+            "Use another copy of it, or adapt the model again.",
+            "damaged_adapter",
+        ) from error
+
+
 def _scans(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"There is no scan {path}.", "Check the path given with --input.", "not_found")
@@ -175,7 +193,10 @@ def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
     wanted = read_adapter_config(adapter).get("base_model", {})
     for entry in list_models():
         if entry["on_disk"]:
-            base = load_base_model(entry["path"])
+            try:
+                base = load_base_model(entry["path"])
+            except InputError:
+                continue  # another model that is damaged is no reason to refuse this one
             if base.sha256 == wanted.get("sha256"):
                 return base
     raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,11 +57,15 @@ def find_stacks(network: nn.Module, target_modules: Sequence[str] | None = None)
         target_modules: regular expressions, searched in the module's name; None takes all.
     """
     found: dict[tuple[str, tuple[int, int]], list[Slice]] = {}
+    # A weight that several layers share is listed once, under its first name.
+    parameters = dict(network.named_parameters())
     for name, module in network.named_modules():
         kind = _kind(module)
         if kind is None or not matches(name, target_modules):
             continue
         parameter = f"{name}.weight" if name else "weight"
+        if parameter not in parameters:
+            continue
         out, inside = as_matrix(module.weight, kind == "transposed").shape
         parts = 3 if kind == "linear" and out == 3 * inside and "qkv" in name else 1
         slices = found.setdefault((kind, (out // parts, inside)), [])
@@ -69,7 +73,7 @@ def find_stacks(network: nn.Module, target_modules: Sequence[str] | None = None)
     return [StackSpec(kind, shape, tuple(slices)) for (kind, shape), slices in found.items()]
 
 
-def gather(spec: StackSpec, parameters: dict[str, Tensor]) -> Tensor:
+def gather(spec: StackSpec, parameters: Mapping[str, Tensor]) -> Tensor:
     """Stack the matrices of a spec: (n, out, in)."""
     transposed = spec.kind == "transposed"
     return torch.stack([as_matrix(parameters[s.parameter], transposed).chunk(s.parts)[s.part] for s in spec.slices])

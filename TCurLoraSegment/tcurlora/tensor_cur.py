@@ -34,7 +34,8 @@ def t_product(a: Tensor, b: Tensor) -> Tensor:
         (n, p, s), real: slice k is the sum over j of a[j] @ b[(k - j) mod n].
     """
     n = a.shape[0]
-    return torch.fft.irfft(torch.fft.rfft(a, dim=0) @ torch.fft.rfft(b, dim=0), n=n, dim=0)
+    product: Tensor = torch.fft.irfft(torch.fft.rfft(a, dim=0) @ torch.fft.rfft(b, dim=0), n=n, dim=0)
+    return product
 
 
 def select_rows_and_columns(stack: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,9 @@ def select_rows_and_columns(stack: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     spectrum = torch.fft.rfft(stack.double(), dim=0)
     # Frequencies other than 0 and n/2 stand for a conjugate pair of slices and count twice.
     frequency = torch.arange(spectrum.shape[0])
-    multiplicity = torch.where((frequency == 0) | (2 * frequency == stack.shape[0]), 1.0, 2.0)[:, None].to(spectrum.device)
+    multiplicity = torch.where((frequency == 0) | (2 * frequency == stack.shape[0]), 1.0, 2.0)[:, None].to(
+        spectrum.device
+    )
     columns = _largest((spectrum.norm(dim=1) * multiplicity).sum(0), rank)
     rows = _largest((spectrum[:, :, columns].norm(dim=2) * multiplicity).sum(0), rank)
     return rows, columns
@@ -104,11 +107,13 @@ def low_rank_change(factors: Factors, core: Tensor) -> Tensor:
         product = factors.columns.real @ spectrum @ factors.rows.real
         return product if core.shape[0] == 1 else torch.stack([product[0] + product[1], product[0] - product[1]]) / 2
     product = factors.columns @ torch.fft.rfft(core, dim=0) @ factors.rows
-    return torch.fft.irfft(product, n=core.shape[0], dim=0)
+    change: Tensor = torch.fft.irfft(product, n=core.shape[0], dim=0)
+    return change
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    return torch.argsort(scores, descending=True, stable=True)[:count].sort().values
+    # In float32, because equal columns differ by rounding in float64, and a tie must not hang on that.
+    return torch.argsort(scores.float(), descending=True, stable=True)[:count].sort().values
 
 
 def _orthonormal_columns(matrix: Tensor) -> Tensor:
@@ -116,4 +121,5 @@ def _orthonormal_columns(matrix: Tensor) -> Tensor:
     # QR leaves the phase of each column open; a positive diagonal makes it unique.
     diagonal = torch.diagonal(triangle, dim1=-2, dim2=-1)
     phase = torch.where(diagonal.abs() > 0, diagonal / diagonal.abs().clamp_min(1e-300), torch.ones_like(diagonal))
-    return q * phase[..., None, :]
+    basis: Tensor = q * phase[..., None, :]
+    return basis

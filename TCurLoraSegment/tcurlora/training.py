@@ -157,6 +157,13 @@ def train(
         loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
         return loss
 
+    def monitor_loss() -> float:
+        model.eval()
+        with torch.no_grad(), out_of_memory_as_error(device):
+            return float(np.mean([batch_loss(patch).item() for patch in monitor]))
+
+    if state is None:
+        result.best_loss = monitor_loss()  # a training that only makes things worse ends where it started
     while result.steps < settings.steps and not _stalled(result, settings):
         step = result.steps
         batch = _draw_batch(cases, augment, settings, step)
@@ -196,7 +203,7 @@ def train(
         remaining = (time.monotonic() - started) / (step + 1 - first_step) * (settings.steps - step - 1)
         events.emit("progress", step=step + 1, total=settings.steps, loss=round(loss, 4), eta_s=round(remaining, 1))
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
-            monitored = _monitor_loss(model, monitor, batch_loss)
+            monitored = monitor_loss()
             result.curve.append({"step": step + 1, "loss": loss, "monitor_loss": monitored})
             if monitored < result.best_loss:
                 result.best_loss, result.best_step, best = monitored, step + 1, model.trained_state()
@@ -254,12 +261,6 @@ def _monitor_patch(case: CachedCase, roi_size: Sequence[int]) -> dict[str, Tenso
     return {key: padded[key][(slice(None), *(slice(0, r) for r in roi_size))][None] for key in KEYS}
 
 
-def _monitor_loss(model: TensorCurModel, patches: Sequence[dict[str, Tensor]], batch_loss: Any) -> float:
-    model.eval()
-    with torch.no_grad():
-        return float(np.mean([batch_loss(patch).item() for patch in patches]))
-
-
 def _split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     starts = range(0, len(batch["image"]), size)
     return [{key: value[start : start + size] for key, value in batch.items()} for start in starts]
@@ -279,8 +280,15 @@ def _save_checkpoint(
         tensors |= {f"optimizer.{i}.{name}": value.cpu().clone() for name, value in entry.items()}
     meta = {"settings": json.dumps(vars(settings)), "result": json.dumps(vars(result))}
     temporary = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=meta)
-    temporary.replace(path)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=meta)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TCurLoraError(
+            f"The checkpoint in '{path.parent.name}' could not be written ({error}).",
+            "Free some space and go on with --resume.",
+            "cannot_write",
+        ) from error
 
 
 def _load_checkpoint(path: Path, settings: TrainingSettings) -> tuple[dict[str, Tensor], TrainingResult] | None:
@@ -292,7 +300,8 @@ def _load_checkpoint(path: Path, settings: TrainingSettings) -> tuple[dict[str, 
             meta = stream.metadata()
             if json.loads(meta["settings"]) != vars(settings):
                 return None
-            return {name: stream.get_tensor(name) for name in stream.keys()}, TrainingResult(**json.loads(meta["result"]))
+            names = stream.keys()  # safe_open is no mapping that could be iterated over
+            return {name: stream.get_tensor(name) for name in names}, TrainingResult(**json.loads(meta["result"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         # A damaged checkpoint costs time, not correctness: the training starts again.
         return None

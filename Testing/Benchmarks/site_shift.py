@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tcurlora.adaptation import AdaptRequest, Site, open_site, run_adapt, score_cases
+from tcurlora.adaptation import AdaptRequest, run_adapt
 from tcurlora.adapter import TensorCurModel
 from tcurlora.adapter_files import WEIGHTS, load_adapter
 from tcurlora.base_models import load_base_model
@@ -33,6 +33,7 @@ from tcurlora.cases import Case, find_cases
 from tcurlora.evaluation import Score
 from tcurlora.events import ConsoleEvents, write_json
 from tcurlora.labels import Structure
+from tcurlora.site import Site, open_site, score_cases
 
 METHODS = ("base", "decoder", "full", "paper", "compact")
 SUBJECTS = 4
@@ -81,11 +82,11 @@ def measure(method: str, draw: int, args: argparse.Namespace, own_site: list[Cas
     datalist = folder / "datalist.json"
     write_datalist(datalist, [case for case in cases if case.subject in chosen])
     request = AdaptRequest(args.base, str(datalist), str(folder / "adapter"), folds=0, steps=args.steps, seed=draw)
-    site = open_site(request)
+    site = open_site(args.base, datalist)
     network = site.base.build()
     started = time.monotonic()
     if method == "base":
-        model = TensorCurModel(network, site.config(network, request))
+        model = TensorCurModel(network, site.config(network, request.method))
         seconds, size = 0.0, 0
     else:
         run_adapt(replace(request, method=method), folder / "job", ConsoleEvents())
@@ -151,7 +152,9 @@ def main() -> None:
                             write_json(result, measure(method, draw, args, own_site, Path(folder)))
                         print(result.name, table(args.out), sep="\n", flush=True)
     with (args.out / "table.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([c.strip() for c in line.strip("|").split("|")] for line in table(args.out).split("\n"))
+        csv.writer(stream).writerows(
+            [c.strip() for c in line.strip("|").split("|")] for line in table(args.out).split("\n")
+        )
     print(table(args.out))
 
 

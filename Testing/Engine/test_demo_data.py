@@ -109,7 +109,7 @@ def test_warp_never_folds_even_at_its_limit() -> None:
 
 
 def test_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
         make_patients(tmp_path / "out", 1, seed=0)
     assert 'pip install "tcurlora[demo]"' in caught.value.remedy

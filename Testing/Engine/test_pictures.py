@@ -25,11 +25,11 @@ def draw(path: Path, **changes: object) -> np.ndarray:
     scan = 40.0 + 60.0 * truth
     arguments = {"scan": scan, **volumes, "structures": [Structure("hippocampus", 1, GREEN)], **changes}
     side_by_side(path=path, title="A title with $ and _", captions=CAPTIONS, **arguments)  # type: ignore[arg-type]
-    return image.imread(path)[..., :3]
+    return np.asarray(image.imread(path))[..., :3]
 
 
 def of_color(pixels: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
-    return np.abs(pixels - color).max(-1) < 0.2
+    return np.asarray(np.abs(pixels - color).max(-1) < 0.2)
 
 
 def columns(pixels: np.ndarray) -> list[np.ndarray]:

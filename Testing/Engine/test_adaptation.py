@@ -1,0 +1,383 @@
+"""Adaptation: what it proves, what it leaves behind, and that a run broken off anywhere ends like an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from tcurlora import adaptation, adapter_files, training
+from tcurlora.adaptation import AdaptRequest, run_adapt
+from tcurlora.adapter_files import load_adapter
+from tcurlora.base_models import load_base_model
+from tcurlora.cases import Case
+from tcurlora.errors import InputError
+from tcurlora.events import NullEvents
+from tcurlora.geometry import label_array, to_model_grid
+from tcurlora.inference import Segmenter
+from tcurlora.job_folder import JobFolder
+from tcurlora.presets import preset, training_settings
+from tcurlora.site import fold_cases, open_site
+
+CPU = torch.device("cpu")
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frequent_checkpoints() -> Iterator[None]:
+    original = adaptation.training_settings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            adaptation, "training_settings", lambda method, seed=0: replace(original(method, seed), check_every=2)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("Arbeit 作業")
+
+
+@pytest.fixture(scope="module")
+def request_for(bundle: Path, site: Path) -> Callable[..., AdaptRequest]:
+    def make(out: Path, **changes: Any) -> AdaptRequest:
+        return AdaptRequest(**{"base": str(bundle), "data": str(site), "out": str(out), "steps": 5, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path, request_for: Callable[..., AdaptRequest]) -> Path:
+    """An adapter made without a break."""
+    out = workplace / "adapter"
+    run_adapt(request_for(out), workplace / "job", NullEvents())
+    return out
+
+
+def report_of(adapter: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((adapter / "report.json").read_text(encoding="utf-8"))
+    report["training"].pop("minutes")
+    return report
+
+
+def assert_same_adapter(a: Path, b: Path) -> None:
+    assert {path.name for path in a.iterdir()} == FILES
+    assert (a / "adapter_model.safetensors").read_bytes() == (b / "adapter_model.safetensors").read_bytes()
+    assert report_of(a) == report_of(b)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".tmp"]
+
+
+def test_adapter_is_whole_and_helps_scans_it_never_saw(finished: Path, workplace: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES
+    report = report_of(finished)
+    assert report["summary"].startswith("On your 4 scans the adapter raises hippocampus Dice from 0.7")
+    comparison = report["cross_validation"]["comparison"]["mean"]
+    assert comparison["n"] == 4 and comparison["improved"] == 4 and comparison["dice_difference"] > 0.03
+    assert report["summary"] in (finished / "README.md").read_text(encoding="utf-8")
+    result = json.loads((workplace / "job" / "result.json").read_text(encoding="utf-8"))
+    assert result["summary"] == report["summary"]
+    assert result["bytes"] == (finished / "adapter_model.safetensors").stat().st_size
+    assert result["trained"] == report["size"]["trained_numbers"]
+    assert "Dice base" in result["table"] and "Dice adapted" in result["table"]
+    assert not leftovers(workplace)
+
+
+def test_adapter_names_neither_scans_nor_folders(finished: Path, site: Path, workplace: Path) -> None:
+    for path in finished.iterdir():
+        content = path.read_bytes()
+        for secret in ("scan1", "subject1", str(site), str(workplace), str(Path.home())):
+            assert secret.encode() not in content, (path.name, secret)
+
+
+def test_folds_hold_out_whole_subjects(finished: Path) -> None:
+    folds = report_of(finished)["cross_validation"]["folds"]
+    assert sorted(fold["cases"] for fold in folds) == [["case 01", "case 03"], ["case 02", "case 04"]]
+
+
+def test_base_is_scored_as_the_plain_base_scores(finished: Path, bundle: Path, site: Path) -> None:
+    base = load_base_model(bundle)
+    plain = Segmenter(base.build(), base.channels, base.labelled_structures(), base.preprocessing, CPU)
+    scores = report_of(finished)["cross_validation"]["base"]["cases"]
+    for number, score in enumerate(sorted(scores, key=lambda s: s["case"]), start=1):
+        array, _ = base.preprocessing.apply(sitk.ReadImage(site / "images" / f"scan{number}.nii.gz"))
+        background, anterior, posterior = plain.probabilities(array)
+        predicted = anterior + posterior > background
+        truth = sitk.ReadImage(site / "labels" / f"scan{number}.nii.gz")
+        expected = label_array(to_model_grid(truth, (1.0, 1.0, 1.0), label=True)) == 1
+        dice = 2 * (predicted & expected).sum() / (predicted.sum() + expected.sum())
+        assert score["dice"] == pytest.approx(dice, abs=1e-6) and dice > 0.5
+
+
+def test_adapter_on_disk_is_the_one_that_was_trained(finished: Path, bundle: Path) -> None:
+    base = load_base_model(bundle)
+    model = load_adapter(base.build(), finished)
+    assert [channel.name for channel in model.config.channels or ()] == ["background", "hippocampus", "hippocampus"]
+    x = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert not torch.allclose(model.merged().eval()(x), base.build()(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("fold-1", 3), ("fold-2", 5), ("train", 4)])
+def test_broken_off_and_resumed_gives_the_same_adapter(
+    finished: Path, workplace: Path, request_for: Any, recorder: Any, stage: str, step: int
+) -> None:
+    place = workplace / f"broken in {stage}"
+    out, job = place / "adapter", place / "job"
+    current = [""]
+
+    def stop(kind: str, fields: dict[str, Any]) -> bool:
+        current[0] = fields["name"] if kind == "stage" else current[0]
+        return kind == "progress" and current[0] == stage and fields["step"] == step
+
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(request_for(out, name="adapter"), job, recorder(stop))
+    assert not out.exists()
+    events = recorder()
+    run_adapt(request_for(out, name="adapter"), job, events, resume=True)
+    assert_same_adapter(out, finished)
+    assert not leftovers(place)
+    stages = [event["name"] for event in events.of("stage")]
+    assert ("fold-1" in stages) == (stage == "fold-1")  # what was done is not done again
+    steps = [fields["step"] for kind, fields in events.events if kind == "progress"][4:]
+    assert steps[0] == {"fold-1": 3, "fold-2": 5, "train": 3}[stage]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_saving_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    original, calls = training.save_file, []
+
+    def save(tensors: Any, path: Path, **options: Any) -> None:
+        original(tensors, path, **options)
+        calls.append(path)
+        if len(calls) == 5:
+            path.write_bytes(path.read_bytes()[:50])
+            die()
+
+    patch.setattr(training, "save_file", save)
+
+
+def kill_before_the_adapter_gets_its_name(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(adapter_files.os, "rename", lambda *_: die())
+
+
+def kill_while_caching(patch: pytest.MonkeyPatch) -> None:
+    original, calls = np.save, []
+
+    def save(stream: Any, array: Any) -> None:
+        calls.append(array)
+        if len(calls) == 4:
+            stream.write(b"half")
+            stream.flush()
+            die()
+        original(stream, array)
+
+    patch.setattr(np, "save", save)
+
+
+KILLS = [
+    kill_while_caching,
+    kill_while_saving_a_checkpoint,
+    kill_before_the_adapter_gets_its_name,
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.__name__)
+def test_killed_and_resumed_gives_the_same_adapter(
+    finished: Path, workplace: Path, request_for: Any, kill: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    place = workplace / kill.__name__
+    request = request_for(place / "adapter", name="adapter")
+    child = os.fork()
+    if child == 0:
+        try:
+            kill(pytest.MonkeyPatch())
+            run_adapt(request, place / "job", NullEvents())
+        finally:
+            os._exit(99)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert not (place / "adapter").exists()
+    run_adapt(request, place / "job", NullEvents(), resume=True)
+    assert_same_adapter(place / "adapter", finished)
+    assert not leftovers(place)
+
+
+def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, recorder: Any) -> None:
+    place = workplace / "minutes"
+    request = request_for(place / "adapter", steps=None, minutes=0.005, folds=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(request, place / "job", recorder(lambda kind, fields: kind == "progress" and "loss" in fields))
+    remembered = place / "job" / "done" / "steps.json"
+    assert 2 <= json.loads(remembered.read_text()) < 30
+    remembered.write_text("3")
+    events = recorder()
+    run_adapt(request, place / "job", events, resume=True)
+    assert [(e["step"], e["total"]) for e in events.of("progress") if "loss" in e] == [(1, 3), (2, 3), (3, 3)]
+    report = report_of(place / "adapter")
+    assert report["training"]["steps"] == 3
+    assert report["cross_validation"] is None and "was not compared" in report["summary"]
+
+
+def test_seed_decides(finished: Path, workplace: Path, request_for: Any) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 1)):
+        run_adapt(request_for(workplace / name, folds=0, seed=seed), workplace / f"{name}.job", NullEvents())
+        weights.append((workplace / name / "adapter_model.safetensors").read_bytes())
+    # The final adapter does not depend on whether a cross-validation came before it.
+    assert weights[0] == (finished / "adapter_model.safetensors").read_bytes()
+    assert weights[1] != weights[0]
+
+
+def test_adapter_that_does_not_help_says_so_first(
+    workplace: Path, request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "learning_rate_factor", lambda *_: 0.0)
+    out = workplace / "useless"
+    summary = run_adapt(request_for(out, steps=1), workplace / "useless.job", NullEvents())
+    assert summary["summary"].startswith("The adapter does not help on your 4 scans")
+    assert summary["summary"].endswith("Keep using the base model.")
+    report = report_of(out)
+    assert report["cross_validation"]["base"] == report["cross_validation"]["adapted"]
+    card = (out / "README.md").read_text(encoding="utf-8").splitlines()
+    assert next(line for line in card[1:] if line) == summary["summary"]
+
+
+def test_structure_that_the_base_never_saw_is_learned(
+    workplace: Path, make_site: Callable[..., Path], request_for: Any, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small a network learns a new structure at a high learning rate only.
+    fast = training_settings("compact")
+    monkeypatch.setattr(adaptation, "training_settings", lambda *_: replace(fast, lr_core=0.1, lr_whole=0.1))
+    data = make_site(workplace / "new site", names={"background": "0", "Mandelkern": "1"})
+    out, events = workplace / "new", recorder()
+    request = request_for(out, data=str(data), folds=0, steps=40)
+    run_adapt(request, workplace / "new.job", events)
+    assert any("does not know 'Mandelkern'" in event["message"] for event in events.of("warning"))
+    site = open_site(request.base, request.data)
+    model = load_adapter(site.base.build(), out)
+    assert [channel.source for channel in model.config.channels or ()] == [0, 1, 2, None]
+    dice = []
+    for each in (adaptation.TensorCurModel(site.base.build(), model.config), model):
+        scores = adaptation.score_cases(site.segmenter(each, CPU), site.dataset.cases[:2], site.structures)
+        dice.append(np.mean([score.dice for score in scores]))
+    assert dice[0] < 0.1 and dice[1] > 0.5
+
+
+def test_labels_that_slicer_cropped_count_in_full(
+    finished: Path, workplace: Path, site: Path, request_for: Any
+) -> None:
+    from tcurlora.images import write_segmentation
+    from tcurlora.labels import Structure
+
+    data = workplace / "Klinik Süd 病院"
+    shutil.copytree(site, data)
+    for path in sorted((data / "labels").iterdir()):
+        labels = sitk.ReadImage(path)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(labels)
+        x, y, z, *size = shape.GetBoundingBox(1)
+        cropped = sitk.RegionOfInterest(labels, size, (x, y, z))
+        path.unlink()
+        write_segmentation(cropped, [Structure("hippocampus", 1)], path.with_name(path.name[:5] + ".seg.nrrd"))
+    run_adapt(request_for(workplace / "cropped", data=str(data), name="adapter"), workplace / "c.job", NullEvents())
+    assert_same_adapter(workplace / "cropped", finished)
+
+
+def test_unknown_problem_of_a_case_stops_before_anything_is_written(
+    workplace: Path, site: Path, request_for: Any, tree: Any
+) -> None:
+    place = workplace / "problems"
+    data = place / "data"
+    shutil.copytree(site, data)
+    image = sitk.ReadImage(data / "images" / "scan1.nii.gz")
+    sitk.WriteImage(image * 0, data / "images" / "scan1.nii.gz")
+    (data / "labels" / "scan3.nii.gz").write_bytes(b"no image")
+    before = tree(place)
+    with pytest.raises(InputError) as caught:
+        run_adapt(request_for(place / "adapter", data=str(data)), place / "job", NullEvents())
+    assert "2 problem(s)" in str(caught.value)
+    assert "scan1" in str(caught.value) and "scan3" in str(caught.value)
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize("job", ["adapter", "adapter/job"])
+def test_job_in_the_place_of_the_adapter_is_refused_at_once(tmp_path: Path, request_for: Any, job: str) -> None:
+    with pytest.raises(InputError, match="--job"):
+        run_adapt(request_for(tmp_path / "adapter"), tmp_path / job, NullEvents())
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_scan_is_noticed_on_resume(workplace: Path, site: Path, request_for: Any, recorder: Any) -> None:
+    place = workplace / "changed"
+    shutil.copytree(site, place / "data")
+    request = request_for(place / "adapter", data=str(place / "data"))
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(request, place / "job", recorder(lambda kind, fields: kind == "progress"))
+    image = place / "data" / "images" / "scan2.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(image) + 1, image)
+    with pytest.raises(InputError, match="inputs"):
+        run_adapt(request, place / "job", NullEvents(), resume=True)
+    with pytest.raises(InputError, match="request"):
+        run_adapt(replace(request, steps=6), place / "job", NullEvents(), resume=True)
+    assert JobFolder(place / "job").path.exists()
+
+
+def test_paper_preset_trains_the_decoder_and_says_when_there_is_none(bundle: Path, site: Path) -> None:
+    opened = open_site(str(bundle), str(site))
+    network = opened.base.build()
+    decoder = opened.config(network, "decoder")
+    assert decoder.kinds == () and decoder.modules_to_save
+    with pytest.raises(InputError, match="no method 'magic'"):
+        opened.config(network, "magic")
+    with pytest.raises(InputError, match=r"decoder of Sequential is not known.*compact"):
+        preset("paper", torch.nn.Sequential())
+
+
+def cases_of(*subjects: str) -> list[Case]:
+    return [Case(f"{s}-{i}", Path("i"), Path("l"), s) for i, s in enumerate(subjects)]
+
+
+def test_folds_keep_a_subject_together_and_use_every_case_once() -> None:
+    cases = cases_of(*"aabbbcdefghh")
+    folds = fold_cases(cases, None, seed=0)
+    assert len(folds) == 3
+    assert sorted(c.name for fold in folds for c in fold) == sorted(c.name for c in cases)
+    for subject in "abcdefgh":
+        assert sum(any(c.subject == subject for c in fold) for fold in folds) == 1
+    sizes = sorted(len({c.subject for c in fold}) for fold in folds)
+    assert sizes == [2, 3, 3]
+    assert fold_cases(cases, None, seed=0) == folds != fold_cases(cases, None, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "folds", "expected"),
+    [
+        ("abcde", None, 5),
+        ("aabbcc", None, 3),
+        ("abcdef", None, 3),
+        ("abcdef", 6, 6),
+        ("abc", 10, 3),
+        ("abcdef", 0, 0),
+        ("abcdef", 1, 0),
+        ("aaaa", None, 0),
+    ],
+)
+def test_number_of_folds(subjects: str, folds: int | None, expected: int) -> None:
+    assert len(fold_cases(cases_of(*subjects), folds, 0)) == expected
