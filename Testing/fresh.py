@@ -39,14 +39,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("demo", "tests"))
     parser.add_argument("--env", type=Path, default=ROOT / ".venv", help="the virtual environment")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="passed on to the demo or to pytest")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()  # what is unknown here is for the demo or for pytest
     if not (3, 10) <= sys.version_info < (3, 13):
         print(f"Python 3.10 to 3.12 is needed, and this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     set_up(args.env, args.what)
     module = ["tcurlora", "demo"] if args.what == "demo" else ["pytest", str(ROOT / "Testing")]
-    return subprocess.run([str(python_of(args.env)), "-m", *module, *args.rest], cwd=ROOT).returncode
+    return subprocess.run([str(python_of(args.env)), "-m", *module, *rest], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

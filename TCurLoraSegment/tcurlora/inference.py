@@ -71,7 +71,7 @@ class Segmenter:
 
         def predict(window: Tensor) -> Tensor:
             with autocast(self.device):
-                logits = self.network(window)
+                logits = self.network(window.contiguous(memory_format=torch.channels_last_3d))
             return class_logits(logits.float(), self.groups).softmax(1)
 
         with torch.inference_mode(), out_of_memory_as_error(self.device):

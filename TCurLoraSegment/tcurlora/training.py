@@ -152,7 +152,7 @@ def train(
 
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
         with autocast(device):
-            logits = model(batch["image"].to(device, non_blocking=True))
+            logits = model(batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d))
         logits = logits[:, 0] if logits.ndim == 6 else logits  # deep supervision stacks its levels on axis 1
         loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
         return loss

@@ -371,6 +371,7 @@ def test_folds_keep_a_subject_together_and_use_every_case_once() -> None:
     [
         ("abcde", None, 5),
         ("aabbcc", None, 3),
+        ("aabbccddee", None, 3),
         ("abcdef", None, 3),
         ("abcdef", 6, 6),
         ("abc", 10, 3),

@@ -21,6 +21,7 @@ import torch
 import tcurlora
 from tcurlora.cli import main
 from tcurlora.images import read_segmentation
+from tcurlora.presets import training_settings
 
 PACKAGE = Path(tcurlora.__file__).parent
 WEIGHTS = "adapter_model.safetensors"
@@ -73,6 +74,18 @@ def test_options_reach_the_training(bundle: Path, site: Path, tmp_path: Path) ->
     assert config["training"]["steps"] == 1 and config["training"]["seed"] == 5
     assert [c["name"] for c in config["channels"]] == ["background", "background", "hippocampus"]
     assert (job / "result.json").is_file() and (job / "events.jsonl").is_file()
+
+
+def test_method_decides_what_is_trained_and_how(bundle: Path, site: Path, tmp_path: Path) -> None:
+    trained = {}
+    for method in ("full", "decoder"):
+        out = tmp_path / method
+        assert main(adapt(bundle, site, out, "--steps", "1", "--folds", "0", "--method", method, "--json")) == 0
+        trained[method] = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["training"]
+        assert trained[method]["trained_cores"] == 0
+        assert trained[method]["lr_whole"] == training_settings(method).lr_whole
+    assert trained["full"]["trained_whole"] > trained["decoder"]["trained_whole"] > 0
+    assert trained["full"]["lr_whole"] != trained["decoder"]["lr_whole"]
 
 
 def test_json_is_all_there_is_on_stdout(
