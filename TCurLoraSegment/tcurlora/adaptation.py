@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,8 @@ from torch import nn
 
 from tcurlora import __version__
 from tcurlora.adapter import TensorCurConfig, TensorCurModel
-from tcurlora.adapter_files import WEIGHTS, require_absent, save_adapter
+from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter
+from tcurlora.adapter_library import is_adapter
 from tcurlora.cases import Case
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError
@@ -82,6 +84,8 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     """
     started = time.monotonic()
     out = Path(request.out)
+    if resume and is_adapter(out):
+        return _finished(out, JobFolder.resume(job_folder, "adapt", asdict(request)), events)
     require_absent(out)
     if out.absolute() in (job_folder.absolute(), *job_folder.absolute().parents):
         raise InputError(
@@ -124,12 +128,18 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     report = run.report(model, result, validation, minutes=(time.monotonic() - started) / 60)
     details = {"name": request.name or out.name, "method": request.method, **run.details(model, result)}
     save_adapter(model.cpu(), out, details, report, model_card({**model.config.to_dict(), **details}, report))
+    return _finished(out, job, events)
+
+
+def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:
+    """Write the result of a job whose adapter is there, also when the job was killed just before it could."""
+    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     summary = {
         "adapter": str(out),
         "summary": report["summary"],
         "table": _table(report),
         "bytes": (out / WEIGHTS).stat().st_size,
-        "trained": model.trained_counts()["total"],
+        "trained": report["size"]["trained_numbers"],
     }
     job.finish(summary)
     events.emit("result", **summary)

@@ -23,7 +23,7 @@ from tcurlora.errors import InputError
 from tcurlora.labels import BACKGROUND, Structure
 from tcurlora.preprocessing import INTENSITY, Preprocessing
 
-NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet", "UNet", "BasicUNet", "AttentionUnet", "VNet")
+NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet")
 # Steps of a bundle's preprocessing that this program does in its own way, or that change nothing here.
 UNDERSTOOD = (
     "LoadImage",
@@ -114,7 +114,8 @@ class BaseModel:
                 "bad_bundle",
             ) from error
         # The layout that convolutions run fastest in, on processors and on graphics cards.
-        return network.to(memory_format=torch.channels_last_3d).eval()
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network.eval()
 
 
 def load_base_model(name_or_folder: str | Path) -> BaseModel:

@@ -64,8 +64,10 @@ class JobFolder:
         return cls(path)
 
     @classmethod
-    def resume(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
-        """Go on with a job that was broken off.
+    def resume(
+        cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+    ) -> JobFolder:
+        """Go on with a job that was broken off; without `inputs` its input files are not compared.
 
         Raises:
             InputError: when there is none, it asked for something else, or its input files have changed since.
@@ -76,7 +78,8 @@ class JobFolder:
             raise InputError(
                 f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
             ) from error
-        expected = {"schema": SCHEMA, "command": command, "request": dict(request), "inputs": dict(inputs)}
+        expected: dict[str, Any] = {"schema": SCHEMA, "command": command, "request": dict(request)}
+        expected |= {} if inputs is None else {"inputs": dict(inputs)}
         for key, value in json.loads(json.dumps(expected)).items():
             if content.get(key) != value:
                 raise InputError(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,12 @@ class TrainingResult:
     best_step: int = 0
     best_loss: float = math.inf
     curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class _Checkpoint(NamedTuple):
+    tensors: dict[str, Tensor]
+    result: TrainingResult
+    scaler: dict[str, Any]
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -140,13 +146,13 @@ def train(
     """
     model.to(device)
     optimizer = _optimizer(model, settings)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    state = _load_checkpoint(checkpoint, settings) if checkpoint else None
-    result, best = _restore(state, model, optimizer) if state else (TrainingResult(), model.trained_state())
-    augment = augmentation(roi_size)
-    monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
     # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+    state = _load_checkpoint(checkpoint, settings) if checkpoint else None
+    result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
+    augment = augmentation(roi_size)
+    monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
     micro_batch = settings.batch
     started, first_step = time.monotonic(), result.steps
 
@@ -208,7 +214,7 @@ def train(
             if monitored < result.best_loss:
                 result.best_loss, result.best_step, best = monitored, step + 1, model.trained_state()
             if checkpoint:
-                _save_checkpoint(checkpoint, settings, model, optimizer, result, best)
+                _save_checkpoint(checkpoint, settings, model, optimizer, scaler, result, best)
     model.load_trained_state(best)
     return result
 
@@ -271,6 +277,7 @@ def _save_checkpoint(
     settings: TrainingSettings,
     model: TensorCurModel,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     result: TrainingResult,
     best: dict[str, Tensor],
 ) -> None:
@@ -278,7 +285,8 @@ def _save_checkpoint(
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for i, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value.cpu().clone() for name, value in entry.items()}
-    meta = {"settings": json.dumps(vars(settings)), "result": json.dumps(vars(result))}
+    parts = {"settings": vars(settings), "result": vars(result), "scaler": scaler.state_dict()}
+    meta = {name: json.dumps(part) for name, part in parts.items()}
     temporary = path.with_suffix(".partial")
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=meta)
@@ -291,7 +299,7 @@ def _save_checkpoint(
         ) from error
 
 
-def _load_checkpoint(path: Path, settings: TrainingSettings) -> tuple[dict[str, Tensor], TrainingResult] | None:
+def _load_checkpoint(path: Path, settings: TrainingSettings) -> _Checkpoint | None:
     """Read a checkpoint; None where there is none, or it belongs to other settings."""
     if not path.is_file():
         return None
@@ -301,17 +309,20 @@ def _load_checkpoint(path: Path, settings: TrainingSettings) -> tuple[dict[str, 
             if json.loads(meta["settings"]) != vars(settings):
                 return None
             names = stream.keys()  # safe_open is no mapping that could be iterated over
-            return {name: stream.get_tensor(name) for name in names}, TrainingResult(**json.loads(meta["result"]))
+            tensors = {name: stream.get_tensor(name) for name in names}
+            return _Checkpoint(tensors, TrainingResult(**json.loads(meta["result"])), json.loads(meta["scaler"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         # A damaged checkpoint costs time, not correctness: the training starts again.
         return None
 
 
 def _restore(
-    state: tuple[dict[str, Tensor], TrainingResult], model: TensorCurModel, optimizer: torch.optim.Optimizer
+    state: _Checkpoint, model: TensorCurModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[TrainingResult, dict[str, Tensor]]:
-    tensors, result = state
+    tensors, result = state.tensors, state.result
     model.load_trained_state(_under(tensors, "model."))
+    if scaler.is_enabled():
+        scaler.load_state_dict(state.scaler)
     content = optimizer.state_dict()
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimizer.").items():

@@ -81,8 +81,8 @@ test set was used once.
 ## Data, authors, licence
 
 Medical Segmentation Decathlon, Task04 Hippocampus: T1 MPRAGE of 90 healthy adults and 105 adults with a psychotic
-disorder, labeled by hand at Vanderbilt University Medical Center, licence CC BY-SA 4.0. Please cite Simpson et al. 2019,
-arXiv:1902.09063, and Antonelli et al., Nature Communications 13, 4128, 2022. 214 crops of 140 subjects were used.
+disorder, labeled by hand at Vanderbilt University Medical Center, licence CC BY-SA 4.0. Please cite Simpson et al.,
+arXiv:1902.09063, 2019, and Antonelli et al., Nature Communications 13, 4128, 2022. 214 crops of 140 subjects were used.
 
 The weights were trained by the authors of TCurLoraSegment and are licensed CC BY-SA 4.0, as the data are.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -217,6 +218,23 @@ def test_killed_and_resumed_gives_the_same_adapter(
     run_adapt(request, place / "job", NullEvents(), resume=True)
     assert_same_adapter(place / "adapter", finished)
     assert not leftovers(place)
+
+
+def test_stopped_between_adapter_and_result_ends_whole(
+    workplace: Path, request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = workplace / "late"
+    request = request_for(place / "adapter", folds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFolder, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_adapt(request, place / "job", NullEvents())
+    before = (place / "adapter" / "adapter_model.safetensors").read_bytes()
+    summary = run_adapt(request, place / "job", NullEvents(), resume=True)
+    assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert json.loads((place / "job" / "result.json").read_text()) == summary
+    with pytest.raises(InputError, match="differs in its request"):
+        run_adapt(replace(request, seed=9), place / "job", NullEvents(), resume=True)
 
 
 def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, recorder: Any) -> None:
