@@ -103,8 +103,8 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
         Structures with distinct names and values, sorted by value.
 
     Raises:
-        InputError: listing each file and value without a name (code `unnamed_label`), or when no voxel of any case is
-            labeled and no structure is declared.
+        InputError: listing each value without a name and where it is (code `unnamed_label`), or when no voxel of any
+            case is labeled and no structure is declared.
     """
     given: list[Structure] = []
     for structure in (*declared, *dataset.structures):
@@ -129,14 +129,17 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
                 )
             elif structure.value in present and _structure_of(structure.value, own, given) is None:
                 structures.append(replace(structure, value=_free_value(structure.value, structures)))
-    unnamed: list[str] = []
+    unnamed: dict[int, list[Path]] = {}
     for case, present, own in contents:
-        missing = [value for value in present if _structure_of(value, own, structures) is None]
-        unnamed += [f"{case.label} (label {', '.join(map(str, missing))})"] if missing else []
+        for value in present:
+            if _structure_of(value, own, structures) is None:
+                unnamed.setdefault(value, []).append(case.label)
     if strict and unnamed:
+        places = [f"label {value} in {_and_others(files)}" for value, files in sorted(unnamed.items())]
+        example = ",".join(f"{value}=name" for value in sorted(unnamed))
         raise InputError(
-            f"Labels without a name: {'; '.join(unnamed)}.",
-            "Name them with --labels 1=name,2=name or in dataset.json, or remove them from the files.",
+            f"Labels without a name: {'; '.join(places)}.",
+            f"Name them with --labels {example} or in dataset.json, or remove them from the files.",
             "unnamed_label",
         )
     if strict and not structures:
@@ -360,6 +363,11 @@ def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
 
 
 # Names
+
+
+def _and_others(files: Sequence[Path]) -> str:
+    others = len(files) - 1
+    return f"'{files[0]}'" + (f" and {others} other file{'s' if others > 1 else ''}" if others else "")
 
 
 def _same_name(a: Structure, b: Structure) -> bool:

@@ -47,7 +47,7 @@ def draw_subjects(cases: tuple[Case, ...], draw: int) -> set[str]:
 
 def write_datalist(path: Path, cases: list[Case]) -> None:
     """Write the chosen cases as a datalist for `adapt`."""
-    training = [{"image": str(c.image), "label": str(c.label), "subject": c.subject} for c in cases]
+    training = [{"image": str(c.image.resolve()), "label": str(c.label.resolve()), "subject": c.subject} for c in cases]
     write_json(path, {"labels": {"0": "background", "1": "hippocampus"}, "training": training})
 
 

@@ -233,8 +233,6 @@ def test_monai_loads_the_bundle_by_its_own_function(tmp_path: Path) -> None:
 
 def test_monai_runs_the_bundle_on_a_file(tmp_path: Path) -> None:
     """The way of the card: `monai.bundle run` reads a NIfTI file and writes the labels in its geometry."""
-    pytest.importorskip("nibabel")
-    pytest.importorskip("ignite")
     from monai.bundle import run
 
     folder = merged(tmp_path, "SegResNet", [WHOLE, NEW], VOTING)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.labels import Structure
@@ -18,14 +19,13 @@ GREEN, BLUE = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 def draw(path: Path, **changes: object) -> np.ndarray:
     """Draw a bright block at the patient's right, front and bottom in a dark scan; returns the pixels (y, x, rgb)."""
-    image = pytest.importorskip("matplotlib.image")
     truth = np.zeros((30, 36, 32), dtype=np.int32)
     truth[17:25, 20:30, 6:12] = 1
     volumes = {"truth": truth, "base": np.zeros_like(truth), "adapted": truth}
     scan = 40.0 + 60.0 * truth
     arguments = {"scan": scan, **volumes, "structures": [Structure("hippocampus", 1, GREEN)], **changes}
     side_by_side(path=path, title="A title with $ and _", captions=CAPTIONS, **arguments)  # type: ignore[arg-type]
-    return np.asarray(image.imread(path))[..., :3]
+    return np.asarray(imread(path))[..., :3]
 
 
 def of_color(pixels: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
