@@ -19,7 +19,8 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.geometry import geometry_difference, on_grid_of
-from tcurlora.images import read_image, read_segmentation, stem, suffix
+from tcurlora.images import read_image, stem, suffix
+from tcurlora.label_files import read_segmentation
 from tcurlora.labels import BACKGROUND, Structure, normalized, require_distinct
 
 FEW_SUBJECTS = 4

@@ -233,8 +233,8 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
 
 
 def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
-    from tcurlora.evaluation import evaluate_folders
     from tcurlora.events import write_json
+    from tcurlora.folder_evaluation import evaluate_folders
     from tcurlora.labels import parse_labels
     from tcurlora.reports import summary_table
 

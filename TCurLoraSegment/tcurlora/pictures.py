@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.images import default_color
+from tcurlora.label_files import default_color
 from tcurlora.labels import Structure
 
 if TYPE_CHECKING:

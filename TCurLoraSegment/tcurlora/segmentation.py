@@ -13,8 +13,9 @@ from tcurlora.catalogue import list_models
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import EventSink
-from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image, write_segmentation
+from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
 from tcurlora.inference import Segmenter
+from tcurlora.label_files import write_segmentation
 from tcurlora.labels import Structure
 
 

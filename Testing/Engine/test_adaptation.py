@@ -301,7 +301,7 @@ def test_structure_that_the_base_never_saw_is_learned(
 def test_labels_that_slicer_cropped_count_in_full(
     finished: Path, workplace: Path, site: Path, request_for: Any
 ) -> None:
-    from tcurlora.images import write_segmentation
+    from tcurlora.label_files import write_segmentation
     from tcurlora.labels import Structure
 
     data = workplace / "Klinik Süd 病院"

@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from tcurlora.cases import Case, Dataset, check_cases, find_cases, read_case_labels, read_structures
 from tcurlora.errors import InputError
 from tcurlora.geometry import geometry_difference
-from tcurlora.images import write_image, write_segmentation
+from tcurlora.images import write_image
+from tcurlora.label_files import write_segmentation
 from tcurlora.labels import Structure
 
 HIPPOCAMPUS = Structure("hippocampus", 1)

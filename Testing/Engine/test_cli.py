@@ -20,7 +20,7 @@ import torch
 
 import tcurlora
 from tcurlora.cli import main
-from tcurlora.images import read_segmentation
+from tcurlora.label_files import read_segmentation
 from tcurlora.presets import training_settings
 
 PACKAGE = Path(tcurlora.__file__).parent

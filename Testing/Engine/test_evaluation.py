@@ -10,8 +10,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from tcurlora.errors import InputError
-from tcurlora.evaluation import Score, compare_scores, evaluate_folders, score_case, summarize
-from tcurlora.images import write_segmentation
+from tcurlora.evaluation import Score, compare_scores, score_case, summarize
+from tcurlora.folder_evaluation import evaluate_folders
+from tcurlora.label_files import write_segmentation
 from tcurlora.labels import Structure
 
 SPACING = (0.7, 1.0, 2.5)

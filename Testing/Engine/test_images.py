@@ -17,15 +17,8 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.geometry import geometry_difference
-from tcurlora.images import (
-    WRITABLE_SUFFIXES,
-    default_color,
-    read_image,
-    read_segmentation,
-    stem,
-    write_image,
-    write_segmentation,
-)
+from tcurlora.images import WRITABLE_SUFFIXES, read_image, stem, write_image
+from tcurlora.label_files import default_color, read_segmentation, write_segmentation
 from tcurlora.labels import Structure
 
 TERMINOLOGY = (

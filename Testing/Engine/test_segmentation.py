@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError
 from tcurlora.events import NullEvents
-from tcurlora.images import read_segmentation
+from tcurlora.label_files import read_segmentation
 from tcurlora.segmentation import SegmentRequest, plan_tasks, run_segment
 
 
