@@ -132,7 +132,7 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
     Nothing in the archive decides where a file goes: only the four known files are taken, into the adapter's folder.
 
     Args:
-        archive: the zip file, with the files at the top or in one folder.
+        archive: the zip file, with the files at the top or in one folder; or an adapter's folder, which is copied.
         library: the library; the user's own when None.
         name: the adapter's name in the library; the zip file's name when None.
         force: replace an adapter of that name.
@@ -144,8 +144,17 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
         InputError: when the archive is damaged, holds anything but an adapter, or the name is taken or unusable.
         TCurLoraError: when the library cannot be written.
     """
+    if is_adapter(archive):
+        # By way of a zip file, so that a folder is checked as strictly as what comes from elsewhere.
+        with tempfile.TemporaryDirectory() as scratch:
+            zipped = export_adapter(archive, Path(scratch) / "adapter.zip")
+            return import_adapter(zipped, library, archive.name if name is None else name, force)
     if not archive.is_file():
-        raise InputError(f"'{archive}' is not a file.", "Give the zip file that `export` wrote.", "no_file")
+        raise InputError(
+            f"'{archive}' is neither an adapter's folder nor a file.",
+            "Give the zip file that `export` wrote.",
+            "no_file",
+        )
     library = library or library_folder()
     name = archive.stem if name is None else name
     if not _is_name(name):

@@ -109,8 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     adapters = command("adapters", _adapters, "list, show, export, import or remove adapters of your library")
     adapters.add_argument("action", choices=("list", "show", "export", "import", "remove"))
-    adapters.add_argument("name", nargs="?", help="name or folder of the adapter; for import: a zip file")
+    adapters.add_argument("name", nargs="?", help="name or folder of the adapter; for import: a zip file or a folder")
     adapters.add_argument("--out", help="for export: the zip file")
+    adapters.add_argument("--name", dest="new_name", help="for import: name in the library")
+    adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
     merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
@@ -262,10 +264,10 @@ def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
         _print(options, entry, (Path(entry["path"]) / library.CARD).read_text(encoding="utf-8"))
     elif options.action == "export":
         target = Path(options.out or f"{Path(name).name}.zip")
-        path = library.export_adapter(library.find_adapter(name), target)
+        path = library.export_adapter(library.find_adapter(name), target, options.force)
         _print(options, {"path": str(path)}, f"Exported to {path}.")
     elif options.action == "import":
-        path = library.import_adapter(Path(name))
+        path = library.import_adapter(Path(name), name=options.new_name, force=options.force)
         _print(options, {"path": str(path)}, f"Imported as '{path.name}'.")
     else:
         library.remove_adapter(name)

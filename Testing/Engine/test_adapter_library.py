@@ -114,6 +114,15 @@ def test_export_and_import_give_back_the_same_files(tmp_path: Path, library: Pat
     assert everything_in(library) == ["Köln 3T", *sorted(f"Köln 3T/{name}" for name in ADAPTER_FILES)]
 
 
+def test_import_takes_an_adapter_s_folder(tmp_path: Path, library: Path) -> None:
+    folder = make(tmp_path / "Klinik Süd")
+    (folder / "scan.nii.gz").write_bytes(b"not a part of an adapter")
+    imported = import_adapter(folder, library)
+    assert imported == library / "Klinik Süd"
+    assert {path.name: path.read_bytes() for path in imported.iterdir()} == FILES
+    assert import_adapter(folder, library, name="second").name == "second"
+
+
 def test_import_takes_a_zipped_folder_as_file_managers_write_it(tmp_path: Path, library: Path) -> None:
     entries = {"mine/": b"", **{f"mine/{name}": content for name, content in FILES.items()}}
     imported = import_adapter(pack(tmp_path / "a.zip", entries), library, name="b")

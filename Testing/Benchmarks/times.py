@@ -1,0 +1,62 @@
+"""Time what a user waits for, as whole processes: help, segment, adapt with and without cross-validation, demo.
+
+    python Testing/Benchmarks/times.py --data ../shared/data --out DIR
+
+Adaptation and segmentation use the first draw of `site_shift.py`. Times depend on the machine and on what else it does;
+the table says how many processors torch used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from site_shift import draw_subjects, write_datalist
+
+from tcurlora.cases import find_cases
+
+BASE = "hippocampus_t1_unetr"
+
+
+def timed(*arguments: str) -> float:
+    """Run the command once and return its wall time in seconds."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "tcurlora", *arguments], check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--runs", type=int, default=5, help="runs of the short commands, of which the median counts")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True)
+    cases = find_cases(args.data / "ixi_hh_hippocampus_1mm").cases
+    chosen = draw_subjects(cases, 0)
+    datalist, adapter = args.out / "datalist.json", str(args.out / "adapter")
+    write_datalist(datalist, [case for case in cases if case.subject in chosen])
+    scan = str(next(case.image for case in cases if case.subject not in chosen))
+    adapt = ("adapt", "--base", BASE, "--data", str(datalist))
+    times = {"help": statistics.median(timed("--help") for _ in range(args.runs))}
+    times["adapt, 8 crops, no cross-validation"] = timed(*adapt, "--folds", "0", "--out", adapter)
+    segment = ("segment", "--model", adapter, "--input", scan, "--out")
+    times["segment one crop"] = statistics.median(
+        timed(*segment, str(args.out / f"{run}.seg.nrrd")) for run in range(args.runs)
+    )
+    times["demo"] = timed("demo", "--out", str(args.out / "demo"))
+    times["adapt, 8 crops, 3-fold cross-validation"] = timed(*adapt, "--out", str(args.out / "validated"))
+    threads = torch.get_num_threads()
+    (args.out / "times.json").write_text(json.dumps({"threads": threads, **times}, indent=1) + "\n", encoding="utf-8")
+    print(f"| command | seconds, {threads} threads |\n|---|---:|")
+    print("\n".join(f"| {name} | {seconds:.1f} |" for name, seconds in times.items()))
+
+
+if __name__ == "__main__":
+    main()
