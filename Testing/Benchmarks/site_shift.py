@@ -120,6 +120,27 @@ def table(folder: Path) -> str:
     return "\n".join(rows)
 
 
+def paired(folder: Path, method: str, other: str) -> str:
+    """Compare two methods crop by crop: mean difference of Dice in each draw, and how many crops are better."""
+    lines = []
+    for part, site in (("site", "IXI"), ("own", "MSD")):
+        means, better, crops = [], 0, 0
+        for path in sorted(folder.glob(f"{method}-*.json")):
+            rival = path.with_name(path.name.replace(method, other))
+            if not rival.exists():
+                continue
+            a, b = (
+                {s["case"]: s["dice"] for s in json.loads(p.read_text(encoding="utf-8"))[part]} for p in (path, rival)
+            )
+            means.append(statistics.mean(a[case] - b[case] for case in a))
+            better += sum(a[case] > b[case] for case in a)
+            crops += len(a)
+        if means:
+            draws = ", ".join(f"{mean:+.4f}" for mean in means)
+            lines.append(f"{method} against {other}, {site}: {draws} Dice; better in {better} of {crops} crops")
+    return "\n".join(lines)
+
+
 def over_draws(runs: list[dict[str, Any]], part: str, key: str) -> str:
     """Mean and standard deviation over draws of the mean over cases."""
     means = [statistics.mean(s[key] for s in run[part] if s[key] is not None) for run in runs]
@@ -156,6 +177,8 @@ def main() -> None:
             [c.strip() for c in line.strip("|").split("|")] for line in table(args.out).split("\n")
         )
     print(table(args.out))
+    for other in ("full", "decoder", "paper", "base"):
+        print(paired(args.out, "compact", other))
 
 
 if __name__ == "__main__":

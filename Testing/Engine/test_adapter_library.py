@@ -224,7 +224,7 @@ def test_archives_that_lie_about_sizes_or_are_damaged_leave_nothing(tmp_path: Pa
         with pytest.raises(InputError, match="not a readable zip"):
             import_adapter(damaged, library)
     assert not library.exists() or everything_in(library) == []
-    with pytest.raises(InputError, match="neither an adapter.s folder nor a file"):
+    with pytest.raises(InputError, match="neither an adapter's folder nor a file"):
         import_adapter(tmp_path / "none.zip", library)
 
 
