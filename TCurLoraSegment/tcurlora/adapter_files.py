@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tcurlora.adapter import TensorCurConfig, TensorCurModel, fingerprint
@@ -51,7 +51,8 @@ def save_adapter(
     details = dict(details or {})
     base = {**details.pop("base_model", {}), "fingerprint": fingerprint(model.network)}
     with new_folder(folder) as temporary:
-        save_file(model.trained_state(), temporary / WEIGHTS)
+        # Not by save_file, which hides the file from everybody but its owner; an adapter may lie on a shared drive.
+        (temporary / WEIGHTS).write_bytes(save(model.trained_state()))
         details["weights_sha256"] = _sha256(temporary / WEIGHTS)
         write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
         write_json(temporary / REPORT, dict(report or {}))
@@ -129,7 +130,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         os.rename(temporary, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise TCurLoraError(
             f"'{folder.name}' could not be written ({getattr(error, 'strerror', None) or error}).",
             "Check the free space and the permissions of its folder.",

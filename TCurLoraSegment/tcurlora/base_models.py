@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -182,7 +183,9 @@ def write_bundle(
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "docs" / "README.md").write_text(card, encoding="utf-8")
-    torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / "models" / "model.pt")
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as a bare RuntimeError
+    torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, buffer)
+    (folder / "models" / "model.pt").write_bytes(buffer.getbuffer())
 
 
 def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
@@ -64,6 +65,7 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
     base_scores, scores = (score_cases(segmenter, cases, site.structures) for segmenter in (base, adapted))
     comparison = compare_scores(base_scores, scores)
     write_json(out / "comparison.json", {**comparison, "note": SIMULATION_NOTE, "scores": [asdict(s) for s in scores]})
+    shutil.rmtree(out / "job", ignore_errors=True)
     _picture(site, cases[0], base, adapted, out / "comparison.png")
     table = summary_table({"base": summarize(base_scores), "adapted": summarize(scores)})
     before, after = (mean(s.dice for s in part if s.dice is not None) for part in (base_scores, scores))
