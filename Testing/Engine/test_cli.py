@@ -19,6 +19,7 @@ import SimpleITK as sitk
 import torch
 
 import tcurlora
+from tcurlora import cli, presets
 from tcurlora.cli import main
 from tcurlora.label_files import read_segmentation
 from tcurlora.presets import training_settings
@@ -486,3 +487,10 @@ def test_light_modules_do_not_import_torch() -> None:
         top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {str(n.module).split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
         assert not top & {"torch", "monai"}, name
+
+
+def test_help_offers_the_methods_that_there_are() -> None:
+    """The command line repeats their names, because the presets themselves need torch."""
+    assert cli.METHODS == presets.PRESETS
+    options = cli.build_parser().parse_args(["adapt", "--base", "b", "--data", "d", "--out", "o"])
+    assert options.method == presets.DEFAULT_PRESET
