@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The version that the numbers in the documentation were measured with; pyproject.toml says what else is allowed.
 TORCH = "torch==2.13.0"
+# Slicer's views outside of Slicer. It asks for an older slicer-core than the tests', and works with theirs.
+WITHOUT_DEPENDENCIES = {"tests": ("slicer-layer-dm==2.0.0",)}
 
 
 def python_of(environment: Path) -> Path:
@@ -32,6 +34,8 @@ def set_up(environment: Path, extra: str) -> None:
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, TORCH], check=True)
     subprocess.run([*pip, f"{ROOT}[{extra}]"], check=True)
+    for package in WITHOUT_DEPENDENCIES.get(extra, ()):
+        subprocess.run([*pip, "--no-deps", package], check=True)
 
 
 def main() -> int:

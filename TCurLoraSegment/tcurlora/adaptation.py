@@ -21,7 +21,7 @@ from tcurlora.cases import Case
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError
 from tcurlora.evaluation import Score
-from tcurlora.events import EventSink, NullEvents, Tee
+from tcurlora.events import EventSink, Labelled, NullEvents, Tee
 from tcurlora.job_folder import JobFolder, describe_inputs
 from tcurlora.preprocessing import CachedCase, cache_case
 from tcurlora.presets import DEFAULT_PRESET, training_settings
@@ -172,9 +172,15 @@ class _Run:
             seconds = (time.monotonic() - started) / (TRIAL_STEPS + 2)
             # A part of the time is kept for checks, evaluation and saving.
             steps = max(self.settings.check_every, int(minutes * 60 * 0.75 / (seconds * trainings)))
+            self.job.remember("seconds_per_step", seconds)
             self.job.remember("steps", steps)
         self.events.emit(
-            "stage", name="plan", title=f"{minutes:g} minutes: {steps} steps for each of {trainings} trainings"
+            "stage",
+            name="plan",
+            title=f"{minutes:g} minutes: {steps} steps for each of {trainings} trainings",
+            steps=int(steps),
+            trainings=trainings,
+            seconds_per_step=self.job.remembered("seconds_per_step"),
         )
         return int(steps)
 
@@ -183,7 +189,8 @@ class _Run:
         model = TensorCurModel(self.network, self.config)
         groups, roi_size = self.site.groups(self.config), self.site.base.preprocessing.roi_size
         settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
-        return model, train(model, cases, groups, roi_size, settings, self.device, self.events, self.job.checkpoint)
+        events = Labelled(self.events, training=number)
+        return model, train(model, cases, groups, roi_size, settings, self.device, events, self.job.checkpoint)
 
     def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,47 @@ class TensorCurConfig:
                 "The file adapter_config.json is damaged; use another copy of the adapter.",
                 "damaged_adapter",
             ) from error
+
+
+class AdaptedModel(Protocol):
+    """What training, scoring and merging ask of a model; any other method that has these can be trained like ours."""
+
+    @property
+    def config(self) -> TensorCurConfig:
+        """What is trained whole, the head, and the layout of its channels."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the adapted network."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move everything to a device."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of training."""
+
+    def eval(self) -> Any:
+        """Set the mode of inference."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters; the trained ones require a gradient."""
+
+    def cores(self) -> list[nn.Parameter]:
+        """The trained parameters that change frozen weights."""
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained as they are."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy of what an adapter file holds."""
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over such a copy."""
+
+    def trained_counts(self) -> dict[str, int]:
+        """Trained numbers: `cores`, `whole` and `total`."""
+
+    def merged(self) -> nn.Module:
+        """The network with the adapted weights."""
 
 
 class CoreStack(nn.Module):
@@ -267,6 +308,14 @@ class TensorCurModel(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    def cores(self) -> list[nn.Parameter]:
+        """The core of each stack."""
+        return [stack.core for stack in self._core_stacks()]
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained as they are."""
+        return list(self.whole.values())
 
     def trained_state(self) -> dict[str, Tensor]:
         """Collect what an adapter file holds: index sets, cores, and the parameters trained whole."""

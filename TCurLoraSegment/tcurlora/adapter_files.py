@@ -59,12 +59,13 @@ def save_adapter(
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
-def load_adapter(network: nn.Module, folder: str | Path) -> TensorCurModel:
+def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = None) -> TensorCurModel:
     """Put a saved adapter on its base network.
 
     Args:
         network: the base, with its own weights.
         folder: the adapter.
+        identity: the network's fingerprint, where it is known already.
 
     Raises:
         InputError: when the folder is no adapter, is damaged, or was made for another base.
@@ -73,7 +74,7 @@ def load_adapter(network: nn.Module, folder: str | Path) -> TensorCurModel:
     content = read_adapter_config(folder)
     state = _read_state(folder, content.get("weights_sha256"))
     config = TensorCurConfig.from_dict(content)
-    if content.get("base_model", {}).get("fingerprint") != fingerprint(network):
+    if content.get("base_model", {}).get("fingerprint") != (identity or fingerprint(network)):
         name = content.get("base_model", {}).get("name", "another one")
         raise InputError(
             f"The adapter '{folder.name}' was made for another base model ({name}), whose weights differ.",

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.events import write_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -54,8 +55,9 @@ def list_adapters(library: Path | None = None) -> list[dict[str, Any]]:
     """Describe every adapter of the library, by name.
 
     Returns:
-        For each a dict with name, path, bytes (all files together), base_model, structures (names), summary (the
-        report's first line) and problem: None, or why it cannot be used.
+        For each a dict with name, path, bytes (all files together), base_model, structures (names), created (date),
+        cases (how many it was trained on), base_dice and adapted_dice (cross-validated means), summary (the report's
+        first line), each None where it is not known, and problem: None, or why it cannot be used.
     """
     library = library or library_folder()
     folders = sorted(library.iterdir()) if library.is_dir() else []
@@ -206,6 +208,33 @@ def remove_adapter(name: str, library: Path | None = None) -> None:
         raise _cannot("remove", folder, error) from error
 
 
+def rename_adapter(name: str, new_name: str, library: Path | None = None) -> Path:
+    """Give an adapter of the library another name.
+
+    Returns:
+        The adapter's new folder.
+
+    Raises:
+        InputError: when there is no such adapter, or the new name is taken or unusable.
+        TCurLoraError: when it cannot be written.
+    """
+    library = library or library_folder()
+    folder, target = library / name, library / new_name
+    if not _is_name(name) or not (folder / CONFIG).is_file():
+        raise InputError(f"The library has no adapter '{name}'.", "See `tcurlora adapters list`.", "unknown_adapter")
+    if not _is_name(new_name):
+        raise InputError(f"'{new_name}' cannot be an adapter's name.", "Choose letters, digits and dashes.", "bad_name")
+    # A name that differs in its case only is the same folder on some systems, and may be changed all the same.
+    if target.exists() and not target.samefile(folder):
+        raise InputError(f"The library has an adapter '{new_name}' already.", "Choose another name.", "exists")
+    try:
+        os.rename(folder, target)
+        write_json(target / CONFIG, {**_read_json(target / CONFIG), "name": new_name})
+    except OSError as error:
+        raise _cannot("rename", folder, error) from error
+    return target
+
+
 def _checked_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The archive's files by name, once every entry has been found harmless."""
 
@@ -265,9 +294,20 @@ def _entry(folder: Path) -> dict[str, Any]:
         "bytes": sum((folder / name).stat().st_size for name in ADAPTER_FILES if (folder / name).is_file()),
         "base_model": config.get("base_model", {}).get("name"),
         "structures": [entry["name"] for entry in config.get("structures", [])],
+        "created": _at(config, "created"),
+        "cases": _at(config, "training", "cases"),
+        "base_dice": _at(report, "cross_validation", "comparison", "mean", "base_dice"),
+        "adapted_dice": _at(report, "cross_validation", "comparison", "mean", "adapted_dice"),
         "summary": report.get("summary"),
         "problem": problem,
     }
+
+
+def _at(content: Any, *keys: str) -> Any:
+    """What lies under the keys, None where a part of the way is missing."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def _problem(folder: Path) -> str | None:

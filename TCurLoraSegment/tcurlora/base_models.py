@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks import nets
@@ -80,14 +80,16 @@ class BaseModel:
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise _bad(self.folder, "has 'structures' in configs/metadata.json that cannot be read") from error
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the model is made from."""
+        configs = self.folder / "configs"
+        return (configs / "metadata.json", configs / "inference.json", self.weights)
+
     @cached_property
     def sha256(self) -> str:
         """The model's identity: SHA-256 of the weights file."""
-        with self.weights.open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return _sha256(file_state(self.weights))
 
     def build(self) -> nn.Module:
         """Make the network and load its weights.
@@ -117,6 +119,31 @@ class BaseModel:
         # The layout that convolutions run fastest in, on processors and on graphics cards.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return network.eval()
+
+
+class FileState(NamedTuple):
+    """Changes whenever a file is replaced or written to."""
+
+    path: Path
+    inode: int
+    size: int
+    changed_ns: int
+
+
+def file_state(path: Path) -> FileState:
+    """Look at a file's state."""
+    status = path.stat()
+    return FileState(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(state: FileState) -> str:
+    """Hash a file, once for each of its states."""
+    with state.path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_base_model(name_or_folder: str | Path) -> BaseModel:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tcurlora import __version__
+from tcurlora.attachment import attach
 from tcurlora.errors import Cancelled, InputError, TCurLoraError
 from tcurlora.events import ConsoleEvents, EventSink, JsonEvents
 
 METHODS = ("compact", "paper", "decoder", "full")
+COMPARED = ("base", "decoder", "full", "lora", "random", "paper", "compact")
+LOADS_MONAI: dict[str, tuple[str, ...]] = {
+    "check": (),
+    "adapt": ("scipy",),
+    "segment": (),
+    "evaluate": ("scipy",),
+    "compare": ("scipy",),
+    "merge": (),
+    "demo": ("scipy",),
+    "serve": (),
+}
+"""Commands that need MONAI, and what MONAI needs for them; it measures surface distances with scipy."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,16 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 2 bad input, 3 out of memory, 4 cancelled, 1 anything else.
     """
+    is_program = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     events: EventSink = JsonEvents() if "--json" in arguments else ConsoleEvents()
     for stream in (sys.stdout, sys.stderr):
         # Windows' consoles and pipes have other defaults, and a path may hold any character.
         getattr(stream, "reconfigure", lambda **_: None)(encoding="utf-8", errors="backslashreplace")
     # A terminated job must close its files and say so, like one that is interrupted from the keyboard.
-    signal.signal(signal.SIGTERM, _cancel)
+    before = signal.signal(signal.SIGTERM, _cancel)
+    done = None
     try:
         options = build_parser().parse_args(arguments)
+        done = attach() if options.attached and options.run is not _serve else None
+        if is_program and options.command in LOADS_MONAI:
+            from tcurlora.monai_import import import_monai
+
+            import_monai(LOADS_MONAI[options.command])
         code: int = options.run(options, events)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever started this does not listen any more, so there is nobody left to work for or to tell.
+        _silence()
+        return Cancelled.exit_code
     except TCurLoraError as error:
         _report(events, error)
         return error.exit_code
@@ -48,10 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(events, Cancelled())
         return Cancelled.exit_code
     except OSError as error:
-        named = f"'{error.filename}'" if error.filename else "A file"
-        problem = f"{named} cannot be read or written ({error.strerror or error})."
-        _report(events, TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error"))
+        _report(events, in_words(error))
         return TCurLoraError.exit_code
+    finally:
+        if done is not None:
+            done.set()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return code
 
 
@@ -64,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace, EventSink], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument("--json", action="store_true", help="write events and results as JSON lines")
+        added.add_argument(
+            "--attached", action="store_true", help="end when stdin says 'cancel' or closes; for programs"
+        )
         added.set_defaults(run=run)
         return added
 
@@ -100,6 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
+    segment.add_argument("--job", help="folder for request, log and result (default: none)")
+
+    segment.set_defaults(segmenters=None)
 
     evaluate = command("evaluate", _evaluate, "compare segmentations with the truth: Dice, HD95, surface distance")
     evaluate.add_argument("--pred", required=True, help="folder of segmentations")
@@ -107,11 +142,35 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--labels", default="", help="names of label values, such as 1=hippocampus")
     evaluate.add_argument("--out", help="file for the whole report (JSON)")
 
-    adapters = command("adapters", _adapters, "list, show, export, import or remove adapters of your library")
-    adapters.add_argument("action", choices=("list", "show", "export", "import", "remove"))
+    compare = command("compare", _compare, "train several methods on the same cases and report how they compare")
+    _add_site(compare)
+    compare.add_argument("--out", required=True, help="folder of the report; what it holds already is not done again")
+    compare.add_argument(
+        "--methods",
+        default=",".join(COMPARED),
+        help=f"separated by commas, NAME@RANK for another rank (default: {','.join(COMPARED)}); "
+        "also lora-matched, lora-xs, curlora, gaussian, compact-raw, paper-orthonormal, paper-lora",
+    )
+    compare.add_argument("--reference", default="", help="method that the others are compared with (default: compact)")
+    length = compare.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive, help="optimizer steps of each training (default: 160)")
+    length.add_argument("--minutes", type=_minutes, help="time for the whole comparison, instead of steps")
+    compare.add_argument("--folds", type=_natural, help="folds, or draws with --subjects (default: 3)")
+    compare.add_argument(
+        "--subjects", type=_positive, help="train on so many subjects drawn at random, test on the rest"
+    )
+    compare.add_argument("--seeds", default="0,1,2", help="each method is trained with each (default: 0,1,2)")
+    compare.add_argument("--lr-trials", type=_positive, default=3, help="learning rates tried for each method; 1: none")
+    compare.add_argument("--test", default="", help="cases to test on, instead of a part of --data")
+    compare.add_argument("--own-data", default="", help="cases of the base's own site, to see what is lost there")
+    compare.add_argument("--own-labels", default="", help="names of label values in --own-data")
+    compare.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+
+    adapters = command("adapters", _adapters, "list, show, export, import, rename or remove adapters of your library")
+    adapters.add_argument("action", choices=("list", "show", "export", "import", "rename", "remove"))
     adapters.add_argument("name", nargs="?", help="name or folder of the adapter; for import: a zip file or a folder")
     adapters.add_argument("--out", help="for export: the zip file")
-    adapters.add_argument("--name", dest="new_name", help="for import: name in the library")
+    adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
     merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
@@ -121,7 +180,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+
+    serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
+    serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
     return parser
+
+
+def in_words(error: OSError) -> TCurLoraError:
+    """Say what could not be read or written."""
+    named = f"'{error.filename}'" if error.filename else "A file"
+    problem = f"{named} cannot be read or written ({error.strerror or error})."
+    return TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error")
 
 
 def _add_site(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +252,15 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
+    words.append(f"Structures: {', '.join(f'{s.name} (label {s.value})' for s in site.structures) or 'none'}.")
     words.append(f"{len(site.dataset.cases)} cases, {errors} problem{'' if errors == 1 else 's'}.")
-    report = {"cases": len(site.dataset.cases), "errors": errors, "findings": [asdict(f) for f in findings]}
+    report = {
+        "cases": len(site.dataset.cases),
+        "errors": errors,
+        "findings": [asdict(f) for f in findings],
+        "base_structures": list(site.base.structures),
+        "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
+    }
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
@@ -227,7 +303,7 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     request = SegmentRequest(
         options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
     )
-    result = run_segment(request, events)
+    result = run_segment(request, events, Path(options.job) if options.job else None, options.segmenters)
     if not options.json:
         for entry in result["written"]:
             print(entry["labels"])
@@ -248,13 +324,44 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     return InputError.exit_code if any(p["severity"] == "error" for p in report["problems"]) else 0
 
 
+def _compare(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.compare import run_compare
+    from tcurlora.compare_plan import CompareRequest
+
+    request = CompareRequest(
+        base=options.base,
+        data=options.data,
+        out=options.out,
+        methods=tuple(filter(None, options.methods.split(","))),
+        reference=options.reference,
+        steps=options.steps,
+        minutes=options.minutes,
+        folds=options.folds,
+        subjects=options.subjects,
+        seeds=_seeds(options.seeds),
+        lr_trials=options.lr_trials,
+        test=options.test,
+        own_data=options.own_data,
+        own_labels=options.own_labels,
+        labels=options.labels,
+        mapping=tuple(options.map),
+        device=options.device,
+    )
+    result = run_compare(request, events)
+    if not options.json:
+        print(result["text"])
+        print(result["summary"])
+        print(f"Report: {result['report']}")
+    return 0
+
+
 def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
     from tcurlora import adapter_library as library
 
     if options.action == "list":
         entries = library.list_adapters()
         rows = [
-            [e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"]] for e in entries
+            [e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"] or ""] for e in entries
         ]
         _print(options, entries, _columns(["name", "structures", "base model", "result"], rows))
         return 0
@@ -269,6 +376,11 @@ def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
     elif options.action == "import":
         path = library.import_adapter(Path(name), name=options.new_name, force=options.force)
         _print(options, {"path": str(path)}, f"Imported as '{path.name}'.")
+    elif options.action == "rename":
+        if not options.new_name:
+            raise InputError("'adapters rename' needs the new name.", "Give it with --name.", "usage")
+        path = library.rename_adapter(name, options.new_name)
+        _print(options, {"path": str(path)}, f"Renamed to '{path.name}'.")
     else:
         library.remove_adapter(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
@@ -277,7 +389,7 @@ def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
 
 def _merge(options: argparse.Namespace, _events: EventSink) -> int:
     from tcurlora.merging import merge_adapter
-    from tcurlora.segmentation import base_of_adapter, find_adapter_or_path
+    from tcurlora.segmenters import base_of_adapter, find_adapter_or_path
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
@@ -290,6 +402,13 @@ def _demo(options: argparse.Namespace, events: EventSink) -> int:
 
     result = run_demo(Path(options.out), events)
     _print(options, result, result["text"])
+    return 0
+
+
+def _serve(options: argparse.Namespace, _events: EventSink) -> int:
+    from tcurlora.serve import serve
+
+    serve(options.idle_minutes)
     return 0
 
 
@@ -328,6 +447,13 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(part.strip() for part in text.split(","))
+    if not all(seed.isdecimal() and int(seed) < 2**20 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds '{text}' is not a list of different whole numbers.", "Write 0,1,2.", "usage")
+    return tuple(int(seed) for seed in seeds)
+
+
 def _minutes(text: str) -> float:
     try:
         value = float(text)
@@ -339,10 +465,22 @@ def _minutes(text: str) -> float:
 
 
 def _report(events: EventSink, error: TCurLoraError) -> None:
-    if isinstance(events, JsonEvents):
-        events.emit("error", code=error.code, message=error.message, remedy=error.remedy)
-    print(str(error), file=sys.stderr)
+    try:
+        if isinstance(events, JsonEvents):
+            events.emit("error", code=error.code, message=error.message, remedy=error.remedy)
+        print(str(error), file=sys.stderr)
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    """Let go of stdout and stderr, or Python would complain about the broken pipe once more when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
 
 
 def _cancel(_number: int, _frame: Any) -> NoReturn:
-    raise Cancelled()
+    # Not `Cancelled`: MONAI's transforms turn every ordinary exception into one of their own.
+    raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -77,7 +78,13 @@ def _version(name: str) -> str | None:
 
 def _package(name: str) -> dict[str, Any]:
     version = _version(name)
-    return _item(name, version or "missing", version is not None, f"Install it: pip install {name}")
+    spec = importlib.util.find_spec(name)
+    there = spec is not None and spec.origin is not None  # a folder that an uninstallation left has no origin
+    if version is None and there:
+        return _item(name, "of unknown version")  # as packages that were not installed by pip
+    if version is not None and not there:
+        return _item(name, f"{version}, without its files", False, f"Uninstall it, then install it: pip install {name}")
+    return _item(name, version or "missing", there, f"Install it: pip install {name}")
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 
 class EventSink(Protocol):
@@ -18,7 +19,10 @@ class EventSink(Protocol):
 
         Args:
             kind: `stage`, `progress`, `metric`, `warning`, `error` or `result`.
-            fields: JSON-serialisable; `progress` has step, total, eta_s and loss; `error` has code, message, remedy.
+            fields: JSON-serialisable; `progress` has step, total, and where known eta_s, loss, and the part of the
+                next step that is done, 0 to 1; `metric` has name, value and, where
+                it is a point of a curve, step; both have training (0 the final one, else the fold) while training;
+                `error` has code, message, remedy.
         """
 
 
@@ -30,10 +34,19 @@ class NullEvents:
 
 
 class JsonEvents:
-    """Writes each event as one line of UTF-8 JSON to stdout."""
+    """Writes each event as one line of UTF-8 JSON to a stream, stdout when none is given."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
 
     def emit(self, kind: str, **fields: Any) -> None:
-        print(json.dumps({"event": kind, **fields}, ensure_ascii=False), flush=True)
+        line = json.dumps({"event": kind, **fields}, ensure_ascii=False)
+        try:
+            print(line, file=self._stream, flush=True)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # how Windows says that the other end of a pipe is gone
+                raise BrokenPipeError(*error.args) from error
+            raise
 
 
 class FileEvents:
@@ -59,6 +72,17 @@ class Tee:
             sink.emit(kind, **fields)
 
 
+class Labelled:
+    """Adds the same fields to each progress and metric, such as the number of the training that they belong to."""
+
+    def __init__(self, sink: EventSink, **fields: Any) -> None:
+        self.sink = sink
+        self.fields = fields
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        self.sink.emit(kind, **fields, **(self.fields if kind in ("progress", "metric") else {}))
+
+
 class ConsoleEvents:
     """Shows stages as lines and progress as a bar with the time left, on stderr, so that stdout stays for results."""
 
@@ -75,12 +99,20 @@ class ConsoleEvents:
             self._last_percent = -10
         elif kind == "warning":
             self._line(f"Warning: {fields['message']}")
-        elif kind == "metric":
+        elif kind == "metric" and "step" not in fields:  # a curve is for a plot; the bar shows its last value
             name = str(fields["name"]).replace("_", " ")
             self._line(f"  {name}: {fields['value']:.4f}")
 
-    def _progress(self, step: int, total: int, eta_s: float | None = None, loss: float | None = None, **_: Any) -> None:
-        percent = 100 * step // max(total, 1)
+    def _progress(
+        self,
+        step: int,
+        total: int,
+        eta_s: float | None = None,
+        loss: float | None = None,
+        part: float = 0.0,
+        **_: Any,
+    ) -> None:
+        percent = int(100 * (step + part)) // max(total, 1)
         words = f"{percent:3d} %  {step}/{total}"
         words += "" if loss is None else f"  loss {loss:.3f}"
         words += "" if eta_s is None else f"  {duration(eta_s)} left"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,17 +60,24 @@ class Segmenter:
         self.network = self.network.to(self.device).eval()
         self.groups = channel_groups(self.channels, [s.name for s in self.structures])
 
-    def probabilities(self, array: np.ndarray) -> np.ndarray:
+    def probabilities(self, array: np.ndarray, on_window: Callable[[float], None] | None = None) -> np.ndarray:
         """Predict class probabilities of a preprocessed array.
 
         Args:
             array: (c, x, y, z) float32.
+            on_window: called before each window with the fraction that is done, 0 at first; may raise.
 
         Returns:
             (classes, x, y, z) float32, the background first.
         """
 
+        windows, done = self._windows(array.shape[1:]), 0
+
         def predict(window: Tensor) -> Tensor:
+            nonlocal done
+            if on_window is not None:
+                on_window(done / windows)
+            done += 1
             with autocast(self.device):
                 logits = self.network(window.contiguous(memory_format=torch.channels_last_3d))
             return class_logits(logits.float(), self.groups).softmax(1)
@@ -88,12 +96,23 @@ class Segmenter:
         probabilities: np.ndarray = result[0].numpy()
         return probabilities
 
-    def segment(self, image: sitk.Image, uncertainty: bool = False) -> tuple[sitk.Image, sitk.Image | None]:
+    def _windows(self, shape: Sequence[int]) -> int:
+        """How many windows cover an array of this shape."""
+        count = 1
+        for size, roi in zip(shape, self.preprocessing.roi_size, strict=True):
+            step = max(1, int(roi * (1 - self.overlap)))
+            count *= 1 + math.ceil(max(0, size - roi) / step)
+        return count
+
+    def segment(
+        self, image: sitk.Image, uncertainty: bool = False, on_window: Callable[[float], None] | None = None
+    ) -> tuple[sitk.Image, sitk.Image | None]:
         """Segment a scan.
 
         Args:
             image: as read from a file.
             uncertainty: also compute the voxel map.
+            on_window: called before each window with the fraction that is done, 0 at first; may raise.
 
         Returns:
             The labelmap with the structures' values, and the uncertainty: the entropy of the class probabilities
@@ -110,7 +129,7 @@ class Segmenter:
                 "channels",
             )
         array, grid = self.preprocessing.apply(image)
-        probabilities = self.probabilities(array)
+        probabilities = self.probabilities(array, on_window)
         indices = labels_from_grid(probabilities, grid, image)
         values = np.array([0, *(s.value for s in self.structures)], np.int32)
         dtype = np.uint8 if values.max() < 256 else np.uint16 if values.max() < 65536 else np.int32

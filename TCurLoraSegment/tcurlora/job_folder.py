@@ -12,6 +12,8 @@ from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import FileEvents, write_json
 
 SCHEMA = 1
+STARTERS_FILES = frozenset({"inputs", "worker.log", "worker.pid", "scene.json"})
+"""What the program that starts a job may put into its folder; a job leaves it alone."""
 
 
 class JobFolder:
@@ -31,7 +33,7 @@ class JobFolder:
 
     @classmethod
     def start(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
-        """Make a new job; what an earlier one left in the folder is removed.
+        """Make a new job; what an earlier one left in the folder is removed, but not `STARTERS_FILES`.
 
         Args:
             path: the folder.
@@ -44,13 +46,18 @@ class JobFolder:
             TCurLoraError: when it cannot be written.
         """
         is_file = path.exists() and not path.is_dir()
-        if is_file or (path.exists() and any(path.iterdir()) and not (path / "job.json").is_file()):
+        found = [entry for entry in path.iterdir() if entry.name not in STARTERS_FILES] if path.is_dir() else []
+        if is_file or (found and not (path / "job.json").is_file()):
             raise InputError(
                 f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
             )
         try:
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
+            for entry in found:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+            path.mkdir(parents=True, exist_ok=True)
             write_json(
                 path / "job.json",
                 {"schema": SCHEMA, "command": command, "request": dict(request), "inputs": dict(inputs)},

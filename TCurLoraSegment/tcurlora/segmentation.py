@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tcurlora.adapter_files import load_adapter, read_adapter_config, require_absent
-from tcurlora.adapter_library import find_adapter, is_adapter
-from tcurlora.base_models import BaseModel, load_base_model
-from tcurlora.catalogue import list_models
-from tcurlora.devices import choose_device
+from tcurlora.adapter_files import require_absent
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.events import EventSink
+from tcurlora.events import EventSink, Tee
 from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
-from tcurlora.inference import Segmenter
+from tcurlora.job_folder import JobFolder, describe_inputs
 from tcurlora.label_files import write_segmentation
-from tcurlora.labels import Structure
+from tcurlora.segmenters import SegmenterCache
 
 
 @dataclass(frozen=True)
@@ -94,28 +90,19 @@ def plan_tasks(request: SegmentRequest) -> list[Task]:
     return tasks
 
 
-def open_segmenter(request: SegmentRequest) -> Segmenter:
-    """Load an adapter merged into its base, or a plain base model.
-
-    Raises:
-        InputError: when the model is neither, or the adapter's base is not found.
-    """
-    device = choose_device(request.device)
-    adapter = find_adapter_or_path(request.model)
-    if is_adapter(adapter):
-        base = base_of_adapter(adapter, request.base)
-        model = load_adapter(base.build(), adapter)
-        network = model.merged()
-        channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
-        structures = _structures_of(adapter)
-    else:
-        base = load_base_model(request.model)
-        network, channels, structures = base.build(), list(base.channels), base.labelled_structures()
-    return Segmenter(network, channels, structures, base.preprocessing, device, base.in_channels, request.overlap)
-
-
-def run_segment(request: SegmentRequest, events: EventSink) -> dict[str, Any]:
+def run_segment(
+    request: SegmentRequest,
+    events: EventSink,
+    job_folder: Path | None = None,
+    segmenters: SegmenterCache | None = None,
+) -> dict[str, Any]:
     """Segment all scans; one that fails does not stop the others.
+
+    Args:
+        request: what to do.
+        events: told of stages and progress.
+        job_folder: where request, events and result are kept as well; made only when the request can be met.
+        segmenters: models that are open already, and where this one stays open for the next request.
 
     Returns:
         `written`: scan, labels and uncertainty files; `failed`: scan and reason.
@@ -125,13 +112,24 @@ def run_segment(request: SegmentRequest, events: EventSink) -> dict[str, Any]:
     """
     tasks = plan_tasks(request)
     events.emit("stage", name="load", title="Loading the model")
-    segmenter = open_segmenter(request)
+    opener = SegmenterCache() if segmenters is None else segmenters
+    segmenter = opener.open(request.model, request.base, request.device, request.overlap)
+    del opener  # and with it, where nobody keeps it, the base that the adapter has been merged into
+    job = None
+    if job_folder is not None:
+        inputs = describe_inputs([task.scan for task in tasks])
+        job = JobFolder.start(job_folder, "segment", asdict(request), inputs)
+        events = Tee(events, job.events)
     events.emit("stage", name="segment", title=f"Segmenting {len(tasks)} scan{'s' if len(tasks) > 1 else ''}")
     written: list[dict[str, str]] = []
     failed: list[dict[str, str]] = []
     for number, task in enumerate(tasks, start=1):
+
+        def on_window(part: float, done: int = number - 1) -> None:
+            events.emit("progress", step=done, total=len(tasks), part=round(part, 3))
+
         try:
-            labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty)
+            labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty, on_window)
             task.labels.parent.mkdir(parents=True, exist_ok=True)
             if uncertainty is not None and task.uncertainty is not None:
                 write_image(uncertainty, task.uncertainty)
@@ -146,27 +144,10 @@ def run_segment(request: SegmentRequest, events: EventSink) -> dict[str, Any]:
             written.append(entry | ({"uncertainty": str(task.uncertainty)} if task.uncertainty else {}))
         events.emit("progress", step=number, total=len(tasks))
     result = {"written": written, "failed": failed}
+    if job is not None:
+        job.finish(result)
     events.emit("result", **result)
     return result
-
-
-def find_adapter_or_path(model: str) -> Path:
-    """The adapter of that name in the library, or the path itself."""
-    try:
-        return find_adapter(model)
-    except InputError:
-        return Path(model)
-
-
-def _structures_of(adapter: Path) -> list[Structure]:
-    try:
-        return [Structure.from_dict(entry) for entry in read_adapter_config(adapter)["structures"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"The adapter '{adapter.name}' does not say which structures it segments.",
-            "Use another copy of it, or adapt the model again.",
-            "damaged_adapter",
-        ) from error
 
 
 def _scans(path: Path) -> list[Path]:
@@ -177,32 +158,3 @@ def _scans(path: Path) -> list[Path]:
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and suffix(entry) in IMAGE_SUFFIXES)
     # A folder without image files is taken as one DICOM series; reading it tells if it is none.
     return files or [path]
-
-
-def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
-    """Find the base model that an adapter was made for, by the identity of its weights.
-
-    Args:
-        adapter: the adapter's folder.
-        given: name or folder of the base, where it is not in the catalogue.
-
-    Raises:
-        InputError: when no installed base has these weights.
-    """
-    if given:
-        return load_base_model(given)
-    wanted = read_adapter_config(adapter).get("base_model", {})
-    for entry in list_models():
-        if entry["on_disk"]:
-            try:
-                base = load_base_model(entry["path"])
-            except InputError:
-                continue  # another model that is damaged is no reason to refuse this one
-            if base.sha256 == wanted.get("sha256"):
-                return base
-    raise InputError(
-        f"The base model '{wanted.get('name')}' of the adapter '{adapter.name}' is not on this computer, "
-        "or its file has changed.",
-        "Name its folder with --base, or add it with 'tcurlora models add FOLDER'.",
-        "base_not_found",
-    )

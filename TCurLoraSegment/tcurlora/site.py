@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, find_head
+from tcurlora.adapter import AdaptedModel, TensorCurConfig, find_head
 from tcurlora.base_models import BaseModel, load_base_model
 from tcurlora.cases import Case, Dataset, Finding, check_cases, find_cases, read_case_labels, read_structures
 from tcurlora.evaluation import Score, score_case
@@ -70,7 +70,7 @@ class Site:
         """Channel indices of each class under a configuration, the background first."""
         return channel_groups([c.name for c in config.channels or ()], [s.name for s in self.structures])
 
-    def segmenter(self, model: TensorCurModel, device: torch.device) -> Segmenter:
+    def segmenter(self, model: AdaptedModel, device: torch.device) -> Segmenter:
         """Merge an adapter and make ready to segment with it; an untrained adapter gives the base's own result."""
         channels = [channel.name for channel in model.config.channels or ()]
         return Segmenter(

@@ -83,8 +83,7 @@ def cur_factors(stack: Tensor, rows: Tensor, columns: Tensor, mode: FactorMode =
         mode: `orthonormal` or `raw`.
     """
     # float64, so that the basis does not depend on the linear algebra library of the machine.
-    spectrum = torch.fft.rfft(stack.double(), dim=0)
-    c, r = spectrum[:, :, columns], spectrum[:, rows, :]
+    c, r = (torch.fft.rfft(part.double(), dim=0) for part in (stack[:, :, columns], stack[:, rows, :]))
     if mode == "orthonormal":
         c = _orthonormal_columns(c)
         r = _orthonormal_columns(r.mH).mH

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tcurlora.adapter import TensorCurModel
+from tcurlora.adapter import AdaptedModel
 from tcurlora.devices import autocast, half_precision, out_of_memory_as_error
 from tcurlora.errors import MemoryExhausted, TCurLoraError
 from tcurlora.events import EventSink
@@ -36,6 +36,8 @@ from tcurlora.inference import class_logits
 from tcurlora.preprocessing import CachedCase
 
 KEYS = ("image", "label")
+SECONDS_BETWEEN_LOSSES = 0.2
+"""Quick steps report only some of their losses, which is enough for a plot."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def augmentation(roi_size: Sequence[int]) -> Compose:
 
 
 def train(
-    model: TensorCurModel,
+    model: AdaptedModel,
     cases: Sequence[CachedCase],
     groups: Sequence[Sequence[int]],
     roi_size: Sequence[int],
@@ -155,6 +157,7 @@ def train(
     monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
     micro_batch = settings.batch
     started, first_step = time.monotonic(), result.steps
+    last_loss_at = -math.inf
 
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
         with autocast(device):
@@ -208,8 +211,12 @@ def train(
         result.steps = step + 1
         remaining = (time.monotonic() - started) / (step + 1 - first_step) * (settings.steps - step - 1)
         events.emit("progress", step=step + 1, total=settings.steps, loss=round(loss, 4), eta_s=round(remaining, 1))
+        if time.monotonic() - last_loss_at >= SECONDS_BETWEEN_LOSSES:
+            events.emit("metric", name="loss", value=round(loss, 4), step=step + 1)
+            last_loss_at = time.monotonic()
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
             monitored = monitor_loss()
+            events.emit("metric", name="monitor_loss", value=round(monitored, 4), step=step + 1)
             result.curve.append({"step": step + 1, "loss": loss, "monitor_loss": monitored})
             if monitored < result.best_loss:
                 result.best_loss, result.best_step, best = monitored, step + 1, model.trained_state()
@@ -223,13 +230,12 @@ def _stalled(result: TrainingResult, settings: TrainingSettings) -> bool:
     return sum(point["step"] > result.best_step for point in result.curve) >= settings.patience
 
 
-def _optimizer(model: TensorCurModel, settings: TrainingSettings) -> torch.optim.Optimizer:
-    cores = [stack.core for stack in model.stacks]
+def _optimizer(model: AdaptedModel, settings: TrainingSettings) -> torch.optim.Optimizer:
+    cores, whole = model.cores(), model.whole_parameters()
     groups: list[dict[str, Any]] = []
     if cores:
         groups.append({"params": cores, "peak": settings.lr_core, "weight_decay": 0.0})
-    if len(model.whole):
-        whole = list(model.whole.values())
+    if whole:
         groups.append({"params": whole, "peak": settings.lr_whole, "weight_decay": settings.weight_decay})
     return torch.optim.AdamW(groups, lr=0.0)
 
@@ -275,7 +281,7 @@ def _split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 def _save_checkpoint(
     path: Path,
     settings: TrainingSettings,
-    model: TensorCurModel,
+    model: AdaptedModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     result: TrainingResult,
@@ -317,7 +323,7 @@ def _load_checkpoint(path: Path, settings: TrainingSettings) -> _Checkpoint | No
 
 
 def _restore(
-    state: _Checkpoint, model: TensorCurModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    state: _Checkpoint, model: AdaptedModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[TrainingResult, dict[str, Tensor]]:
     tensors, result = state.tensors, state.result
     model.load_trained_state(_under(tensors, "model."))

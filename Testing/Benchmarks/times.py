@@ -1,4 +1,5 @@
-"""Time what a user waits for, as whole processes: help, segment, adapt with and without cross-validation, demo.
+"""Time what a user waits for, as whole processes: help, segment, adapt with and without cross-validation, demo; and
+in a warm worker: a crop, and the switch to another adapter of a base that is loaded.
 
     python Testing/Benchmarks/times.py --data ../shared/data --out DIR
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import torch
 from site_shift import draw_subjects, write_datalist
 
 from tcurlora.cases import find_cases
+from tcurlora.segmenters import SegmenterCache
 
 BASE = "hippocampus_t1_unetr"
 
@@ -29,6 +32,39 @@ def timed(*arguments: str) -> float:
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "tcurlora", *arguments], check=True, capture_output=True)
     return time.monotonic() - started
+
+
+def warm(model: str, scan: str, out: Path, runs: int) -> float:
+    """Median time of a request to a worker that has done one already."""
+    command = [sys.executable, "-m", "tcurlora", "serve"]
+    seconds = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin and worker.stdout
+        for run in range(runs + 1):
+            arguments = ["--model", model, "--input", scan, "--out", str(out / f"warm-{run}.seg.nrrd")]
+            started = time.monotonic()
+            worker.stdin.write(json.dumps({"id": str(run), "command": "segment", "arguments": arguments}) + "\n")
+            worker.stdin.flush()
+            end = next(event for line in worker.stdout if (event := json.loads(line))["event"] == "end")
+            assert end["exit_code"] == 0
+            seconds.append(time.monotonic() - started)
+        worker.stdin.close()
+    return statistics.median(seconds[1:])
+
+
+def switches(adapter: str, copy: Path, runs: int) -> tuple[float, float]:
+    """Median times to switch to an adapter that has been open before, and to one that has not, on a loaded base."""
+    again: list[float] = []
+    anew: list[float] = []
+    cache = SegmenterCache()
+    cache.open(adapter)
+    for run in range(runs):
+        other = shutil.copytree(adapter, copy / f"adapter-{run}")
+        for times, model in ((anew, str(other)), (again, adapter)):
+            started = time.monotonic()
+            cache.open(model)
+            times.append(time.monotonic() - started)
+    return statistics.median(again), statistics.median(anew)
 
 
 def main() -> None:
@@ -50,12 +86,15 @@ def main() -> None:
     times["segment one crop"] = statistics.median(
         timed(*segment, str(args.out / f"{run}.seg.nrrd")) for run in range(args.runs)
     )
+    times["segment one crop, warm worker"] = warm(adapter, scan, args.out, args.runs)
+    again, anew = switches(adapter, args.out, args.runs)
+    times["switch to an adapter used before"], times["switch to an adapter not used before"] = again, anew
     times["demo"] = timed("demo", "--out", str(args.out / "demo"))
     times["adapt, 8 crops, 3-fold cross-validation"] = timed(*adapt, "--out", str(args.out / "validated"))
     threads = torch.get_num_threads()
     (args.out / "times.json").write_text(json.dumps({"threads": threads, **times}, indent=1) + "\n", encoding="utf-8")
     print(f"| command | seconds, {threads} threads |\n|---|---:|")
-    print("\n".join(f"| {name} | {seconds:.1f} |" for name, seconds in times.items()))
+    print("\n".join(f"| {name} | {seconds:.{1 if seconds >= 1 else 3}f} |" for name, seconds in times.items()))
 
 
 if __name__ == "__main__":

@@ -251,6 +251,33 @@ def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, r
     report = report_of(place / "adapter")
     assert report["training"]["steps"] == 3
     assert report["cross_validation"] is None and "was not compared" in report["summary"]
+    (plan,) = (event for event in events.of("stage") if event["name"] == "plan")
+    assert (plan["steps"], plan["trainings"]) == (3, 1)
+    assert plan["seconds_per_step"] == json.loads((remembered.parent / "seconds_per_step.json").read_text()) > 0
+
+
+def test_curves_are_told_for_each_training(workplace: Path, request_for: Any, recorder: Any) -> None:
+    events = recorder()
+    run_adapt(request_for(workplace / "curves", folds=2, steps=4), workplace / "curves.job", events)
+    trainings = [e["training"] for e in events.of("progress") if "loss" in e]
+    assert trainings == [1] * 4 + [2] * 4 + [0] * 4
+    metrics = events.of("metric")
+    checks = [(e["training"], e["step"]) for e in metrics if e["name"] == "monitor_loss"]
+    assert checks == [(t, step) for t in (1, 2, 0) for step in (2, 4)]
+    losses = [e for e in metrics if e["name"] == "loss"]
+    assert {e["training"] for e in losses} == {0, 1, 2} and all(1 <= e["step"] <= 4 for e in losses)
+    curve = report_of(workplace / "curves")["training"]["curve"]
+    final = [e["value"] for e in metrics if e["name"] == "monitor_loss" and e["training"] == 0]
+    np.testing.assert_allclose(final, [point["monitor_loss"] for point in curve], atol=1e-4)
+
+
+def test_quick_steps_do_not_flood(
+    workplace: Path, request_for: Any, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LOSSES", 1000.0)
+    events = recorder()
+    run_adapt(request_for(workplace / "few", folds=0, steps=4), workplace / "few.job", events)
+    assert [e["step"] for e in events.of("metric") if e["name"] == "loss"] == [1]
 
 
 def test_seed_decides(finished: Path, workplace: Path, request_for: Any) -> None:

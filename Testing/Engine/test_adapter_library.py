@@ -20,8 +20,10 @@ from tcurlora.adapter_library import (
     library_folder,
     list_adapters,
     remove_adapter,
+    rename_adapter,
     show_adapter,
 )
+from tcurlora.cli import main
 from tcurlora.errors import InputError, TCurLoraError
 
 CONFIG = {
@@ -297,3 +299,47 @@ def test_export_leaves_nothing_behind_when_it_fails(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(InputError, match="is not an adapter"):
         export_adapter(tmp_path, tmp_path / "b.zip")
+
+
+def test_rename_keeps_everything_but_the_name(tmp_path: Path, library: Path) -> None:
+    make(library / "old")
+    assert rename_adapter("old", "Köln 2", library) == library / "Köln 2"
+    assert [entry["name"] for entry in list_adapters(library)] == ["Köln 2"]
+    config = show_adapter("Köln 2", library)["config"]
+    assert config == {**CONFIG, "name": "Köln 2"}
+    assert (library / "Köln 2" / "adapter_model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("new", ["taken", "", ".hidden", "a/b", "con", "trailing."])
+def test_rename_refuses_names_that_are_taken_or_unusable(library: Path, new: str) -> None:
+    make(library / "old")
+    make(library / "taken")
+    before = everything_in(library)
+    with pytest.raises(InputError):
+        rename_adapter("old", new, library)
+    assert everything_in(library) == before
+
+
+def test_list_says_when_and_from_how_many_cases_an_adapter_was_made(library: Path) -> None:
+    config = {**CONFIG, "created": "2026-02-03", "training": {"cases": 8}}
+    comparison = {"mean": {"base_dice": 0.8, "adapted_dice": 0.9}}
+    report = {"summary": "It helps.", "cross_validation": {"comparison": comparison}}
+    make(
+        library / "a",
+        adapter_config=json.dumps(config).encode(),
+        report=json.dumps(report).encode(),
+    )
+    make(library / "b")
+    known, unknown = list_adapters(library)
+    assert [known[key] for key in ("created", "cases", "base_dice", "adapted_dice")] == ["2026-02-03", 8, 0.8, 0.9]
+    assert [unknown[key] for key in ("created", "cases", "base_dice", "adapted_dice")] == [None] * 4
+
+
+def test_command_lists_an_adapter_without_a_report(
+    library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(library / "bare")
+    (library / "bare" / "report.json").unlink()
+    monkeypatch.setenv("TCURLORA_HOME", str(library.parent))
+    assert main(["adapters", "list"]) == 0
+    assert "bare" in capsys.readouterr().out

@@ -186,6 +186,30 @@ def test_check_names_every_problem_at_once(
         assert words in out
 
 
+def test_check_says_how_each_structure_is_matched(
+    bundle: Path, make_site: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_site(tmp_path / "site", names={"0": "background", "1": "Hippocampus", "2": "Mandelkern"})
+    labels = sitk.ReadImage(data / "labels" / "scan1.nii.gz")
+    labels[:2, :2, :2] = 2
+    sitk.WriteImage(labels, data / "labels" / "scan1.nii.gz")
+    for path in sorted((data / "labels").iterdir())[2:]:
+        sitk.WriteImage(sitk.ReadImage(path) * 0, path)
+    command = ["check", "--base", str(bundle), "--data", str(data)]
+    assert main([*command, "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    halves = ["anterior hippocampus", "posterior hippocampus"]
+    assert report["base_structures"] == halves
+    assert report["structures"] == [
+        {"name": "Hippocampus", "value": 1, "base": halves},
+        {"name": "Mandelkern", "value": 2, "base": []},
+    ]
+    wrong = {finding["case"] for finding in report["findings"] if finding["severity"] == "error"}
+    assert wrong == {"scan3", "scan4"} and report["errors"] == 2
+    assert main([*command, "--map", "Mandelkern=anterior hippocampus"]) == 2
+    assert "Structures: Hippocampus (label 1), Mandelkern (label 2)." in capsys.readouterr().out
+
+
 # Bad input
 
 BAD: dict[str, tuple[str, str]] = {

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,21 @@ def items(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in report["items"]}
 
 
+def hide(monkeypatch: pytest.MonkeyPatch, package: str, version: bool = False, files: bool = False) -> None:
+    """Take a package's entry, or its files, from Python's sight."""
+    real_version, real_spec = importlib.metadata.version, importlib.util.find_spec
+
+    def hidden_version(name: str) -> str:
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real_version(name)
+
+    if version:
+        monkeypatch.setattr(importlib.metadata, "version", hidden_version)
+    if files:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else real_spec(name))
+
+
 def test_reports_the_installed_versions_and_the_device(home: Path) -> None:
     report = doctor.examine(["hippocampus"])
     found = items(report)
@@ -38,20 +57,32 @@ def test_reports_the_installed_versions_and_the_device(home: Path) -> None:
 
 
 def test_a_missing_package_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name == "monai":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    hide(monkeypatch, "monai", version=True, files=True)
     report = doctor.examine()
     assert not report["ok"]
     assert not items(report)["monai"]["ok"]
     words = doctor.describe(report)
     assert "pip install monai" in words
     assert "found, see above." in words
+
+
+def test_half_a_package_is_told_from_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "SimpleITK", version=True)
+    hide(monkeypatch, "einops", files=True)
+    found = items(doctor.examine())
+    assert found["SimpleITK"] == {"name": "SimpleITK", "value": "of unknown version", "ok": True, "remedy": ""}
+    assert not found["einops"]["ok"] and "without its files" in found["einops"]["value"]
+    assert found["einops"]["remedy"].startswith("Uninstall it")
+
+
+def test_works_in_a_python_that_has_nothing(home: Path) -> None:
+    main = Path(doctor.__file__).with_name("__main__.py")
+    command = [sys.executable, "-I", "-S", str(main), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 1 and done.stderr == ""
+    found = items(json.loads(done.stdout))
+    assert {found[name]["value"] for name in doctor.PACKAGES} == {"missing"}
+    assert "No module named 'torch'" in found["device"]["value"]
 
 
 def test_a_torch_that_does_not_start_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,28 @@ def test_folder_that_is_no_job_is_left_alone(tmp_path: Path) -> None:
     start(tmp_path / "empty")
 
 
+def test_what_the_starter_put_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    (path / "inputs" / "images").mkdir(parents=True)
+    (path / "inputs" / "images" / "scan.nrrd").write_bytes(b"a scan")
+    for name in ("worker.log", "worker.pid", "scene.json"):
+        (path / name).write_text(name)
+    for _ in range(2):  # the second time over what the first has left
+        job = start(path)
+        job.remember("steps", 7)
+        job.events.emit("stage", name="x", title="X")
+        job.finish({"adapter": "A"})
+        assert (path / "inputs" / "images" / "scan.nrrd").read_bytes() == b"a scan"
+        assert all((path / name).read_text() == name for name in ("worker.log", "worker.pid", "scene.json"))
+    assert len((path / "events.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    start(path)
+    assert not (path / "result.json").exists() and not (path / "done").exists()
+    (tmp_path / "thesis" / "inputs").mkdir(parents=True)
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError):
+        start(tmp_path / "thesis")
+
+
 def test_finish_writes_the_result_and_keeps_the_log_only(tmp_path: Path) -> None:
     job = start(tmp_path / "job")
     job.cache.mkdir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ def test_same_scan_in_any_format_gives_the_same_labels(bundle: Path, scans: Path
     run(bundle, [scan], tmp_path / "b.nii.gz")
     a, b = (sitk.GetArrayFromImage(read_segmentation(tmp_path / n)[0]) for n in ("a.seg.nrrd", "b.nii.gz"))
     assert np.array_equal(a, b) and a.any()
+
+
+def test_job_keeps_request_events_and_result(bundle: Path, scans: Path, tmp_path: Path, tree: Any) -> None:
+    job = tmp_path / "Auftrag 仕事"
+    (job / "inputs").mkdir(parents=True)
+    request = SegmentRequest(str(bundle), (str(scans),), str(job / "results"))
+    result = run_segment(request, NullEvents(), job)
+    assert json.loads((job / "result.json").read_text(encoding="utf-8")) == result
+    content = json.loads((job / "job.json").read_text(encoding="utf-8"))
+    assert content["command"] == "segment" and content["request"]["out"] == str(job / "results")
+    events = [json.loads(line) for line in (job / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["event"] for event in events][-2:] == ["progress", "result"] and events[-2]["step"] == 3
+    assert (job / "inputs").is_dir() and len(names_in(job / "results")) == 3
+    before = tree(tmp_path)
+    for bad in (replace(request, model="nobody"), request):
+        with pytest.raises(InputError):
+            run_segment(bad, NullEvents(), tmp_path / "new" if bad.model == "nobody" else job)
+    assert tree(tmp_path) == before
 
 
 def test_existing_results_are_never_overwritten(bundle: Path, scans: Path, tmp_path: Path, tree: Any) -> None:

@@ -1,0 +1,1 @@
+"""What TCurLoraSegment does inside Slicer: the scene, the panel, and the worker process that computes."""

@@ -1,0 +1,17 @@
+"""Errors that are shown to the user."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can put right.
+
+    Args:
+        message: one sentence that names the node or file and says what is wrong with it.
+        remedy: one sentence that says what to do.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}".strip())
+        self.message = message
+        self.remedy = remedy

@@ -1,0 +1,88 @@
+"""Short questions to the engine, such as which adapters there are: one process, one JSON value as the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from TCurLoraSegmentLib.engine import Engine
+from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.worker import Outcome, Worker
+
+TIMEOUT_S = 300
+
+
+class Query:
+    """A command of the engine that answers with one JSON value, run without blocking.
+
+    Args:
+        engine: how the engine is started.
+        arguments: command and options.
+        on_answer: gets the answer.
+        on_error: gets what went wrong instead; nobody is told of a query that was cancelled.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *arguments: str,
+        on_answer: Callable[[Any], None],
+        on_error: Callable[[UserError], None],
+    ) -> None:
+        self._on_answer = on_answer
+        self._on_error = on_error
+        self._cancelled = False
+        command = engine.command(*arguments, attached=False)
+        self._worker = Worker(command, engine.environment(), on_finished=self._finish)
+
+    @property
+    def running(self) -> bool:
+        """Whether the answer is still to be handed over."""
+        return self._worker.running
+
+    def start(self) -> None:
+        """Start the process."""
+        self._worker.start()
+
+    def poll(self) -> bool:
+        """Hand over the answer if it is there; tells whether it is still awaited."""
+        return self._worker.poll()
+
+    def cancel(self) -> None:
+        """End the process."""
+        self._cancelled = True
+        self._worker.kill()
+
+    def _finish(self, outcome: Outcome) -> None:
+        if self._cancelled:
+            return
+        try:
+            answer = _answer_of(outcome)
+        except UserError as error:
+            self._on_error(error)
+        else:
+            self._on_answer(answer)
+
+
+def ask(engine: Engine, *arguments: str) -> Any:
+    """Ask the engine and wait for the answer; for scripts.
+
+    Raises:
+        UserError: what the engine says is wrong, or that it did not answer.
+    """
+    worker = Worker(engine.command(*arguments, attached=False), engine.environment())
+    worker.start()
+    try:
+        return _answer_of(worker.wait(TIMEOUT_S))
+    except TimeoutError as error:
+        worker.kill()
+        raise UserError("The engine did not answer.", "Try again, or see Environment in the panel.") from error
+
+
+def _answer_of(outcome: Outcome) -> Any:
+    # A command that finds problems answers all the same, with an exit code that says so.
+    if outcome.error is not None:
+        raise UserError(outcome.error["message"], outcome.error["remedy"])
+    if outcome.result is None:
+        raise UserError(outcome.sentence() or "The engine gave no answer.", "See Environment in the panel.")
+    return outcome.result

@@ -1,0 +1,170 @@
+"""Segmenting volumes of the scene: from nodes to result nodes that lie on their volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from TCurLoraSegmentLib.engine import Engine
+from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.jobs import Job, new_job
+from TCurLoraSegmentLib.requests import SegmentSettings
+from TCurLoraSegmentLib.scene_export import export_volume, volume_problem
+from TCurLoraSegmentLib.scene_import import Placement, capture, import_segmentation, import_uncertainty
+from TCurLoraSegmentLib.worker import Outcome, Worker
+
+
+@dataclass
+class Segmented:
+    """How a segmentation ended.
+
+    Attributes:
+        outcome: how the worker ended.
+        nodes: result nodes by the ID of their volume.
+        uncertainty: nodes of the maps of uncertainty by the ID of their volume.
+        messages: what the user must know, such as scans that failed.
+    """
+
+    outcome: Outcome
+    nodes: dict[str, slicer.vtkMRMLNode] = field(default_factory=dict)
+    uncertainty: dict[str, slicer.vtkMRMLNode] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+
+
+class SegmentTask:
+    """Segments volumes in a process of its own; `poll` must be called until `running` is false.
+
+    What is needed of the nodes is captured at the start: a node that is deleted or renamed meanwhile does no harm.
+
+    Args:
+        engine: how the engine is started.
+        settings: how to segment.
+        volumes: the scans.
+        output: node that is replaced by the result; only with one volume. A new node is made otherwise.
+        on_event: gets every event of the engine.
+        on_finished: gets the end.
+
+    Raises:
+        UserError: when a volume cannot be used; nothing has been started then.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: SegmentSettings,
+        volumes: Sequence[slicer.vtkMRMLScalarVolumeNode],
+        output: slicer.vtkMRMLNode | None = None,
+        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        on_finished: Callable[[Segmented], None] | None = None,
+    ) -> None:
+        problems = [*settings.missing(len(volumes)), *filter(None, map(volume_problem, volumes))]
+        if output is not None and len(volumes) != 1:
+            problems.append(_("An output node can be chosen for one volume only."))
+        if problems:
+            raise UserError(" ".join(problems))
+        self.settings = settings
+        self.finished: Segmented | None = None
+        self._on_finished = on_finished
+        self._output_id = output.GetID() if output else ""
+        self._output_name = output.GetName() if output else ""
+        self._scene_is_gone = False
+        self._placements: dict[str, Placement] = {}
+        self.job: Job = new_job("segment", volumes[0].GetName())
+        try:
+            scans = []
+            for number, volume in enumerate(volumes, start=1):
+                scan = self.job.inputs / f"scan-{number:03d}.nrrd"
+                export_volume(volume, scan)
+                self._placements[scan.name] = capture(volume)
+                scans.append(scan)
+            arguments = settings.arguments(scans, self.job.path / "results", self.job.path)
+            self._worker = Worker(
+                engine.command(*arguments),
+                engine.environment(),
+                job=self.job.path,
+                log=self.job.log,
+                on_event=on_event,
+                on_finished=self._finish,
+            )
+        except BaseException:
+            self.job.delete()
+            raise
+
+    @property
+    def running(self) -> bool:
+        """Whether the worker runs, or its end is still to be told."""
+        return self._worker.running
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._worker.start()
+
+    def poll(self) -> bool:
+        """Hand over events and the end; tells whether it still runs."""
+        return self._worker.poll()
+
+    def wait(self, timeout_s: float | None = None) -> Segmented:
+        """Wait for the end; for scripts."""
+        self._worker.wait(timeout_s)
+        assert self.finished is not None
+        return self.finished
+
+    def cancel(self) -> None:
+        """Ask the worker to end; it is ended by force when it does not."""
+        self._worker.cancel()
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        self._worker.kill()
+
+    def scene_closed(self) -> None:
+        """The scene of the volumes is gone: results must not appear in the next one."""
+        self._scene_is_gone = True
+
+    def _finish(self, outcome: Outcome) -> None:
+        finished = Segmented(outcome)
+        result = outcome.result or {}
+        if self._scene_is_gone:
+            finished.messages.append(_("The scene was closed meanwhile, so there is no place for the result."))
+        else:
+            for entry in result.get("written", ()):
+                try:
+                    self._take_in(entry, finished)
+                except UserError as error:
+                    finished.messages.append(str(error))
+        for entry in result.get("failed", ()):
+            name = self._placements[Path(str(entry["scan"])).name].volume_name
+            finished.messages.append(f"{name}: {entry['reason']}")
+        if not outcome.ok and not result.get("failed"):
+            finished.messages.append(outcome.sentence())
+        self.job.delete()  # the scans of the patients were exported there
+        self.finished = finished
+        if self._on_finished is not None:
+            self._on_finished(finished)
+
+    def _take_in(self, entry: Mapping[str, Any], finished: Segmented) -> None:
+        placement = self._placements[Path(str(entry["scan"])).name]
+        output = slicer.mrmlScene.GetNodeByID(self._output_id) if self._output_id else None
+        if self._output_id and output is None:
+            finished.messages.append(
+                _("The output node '{name}' was deleted meanwhile; a new one was made.").format(name=self._output_name)
+            )
+        imported = import_segmentation(
+            Path(str(entry["labels"])),
+            placement,
+            self.settings.structures,
+            name=f"{placement.volume_name} {self.settings.title or self.settings.model}".strip(),
+            output_node=output,
+            as_labelmap=self.settings.as_labelmap,
+        )
+        finished.nodes[placement.volume_id] = imported.node
+        finished.messages += imported.warnings
+        if entry.get("uncertainty"):
+            title = _("{volume} uncertainty").format(volume=placement.volume_name)
+            uncertainty = import_uncertainty(Path(str(entry["uncertainty"])), placement, title)
+            finished.uncertainty[placement.volume_id] = uncertainty.node

@@ -1,0 +1,1 @@
+"""The panel: one module for each of its sections. Only here is Qt used."""

@@ -1,0 +1,283 @@
+"""Section "Adapt model": settings, the run with its progress, and runs that were broken off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from TCurLoraSegmentLib.adapt_task import Adapted, AdaptTask, prepare_adapt
+from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.jobs import Job, unfinished_jobs
+from TCurLoraSegmentLib.requests import METHODS, AdaptSettings, free_name
+from TCurLoraSegmentLib.widgets.live_plot import LivePlot
+
+if TYPE_CHECKING:
+    from TCurLoraSegmentLib.widgets.panel import Panel
+
+LOG_BYTES = 20_000
+SPEED_SETTING = "TCurLoraSegment/SecondsPerStep"
+
+
+class AdaptSection:
+    """Starts, shows, cancels and resumes adaptations, one at a time."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = ui = panel.ui
+        self._task: AdaptTask | None = None
+        self._log: Path | None = None
+        self._log_shown = -1
+        self._unfinished: Job | None = None
+        self._scene_is_gone = False
+        self._plot = LivePlot(ui.plotLabel)
+        self._spins = {"minutes": ui.minutesSpin, "rank": ui.rankSpin, "steps": ui.stepsSpin}
+        self._spins |= {"folds": ui.foldsSpin, "seed": ui.seedSpin}
+        for key, spin in self._spins.items():
+            spin.connect("valueChanged(int)", lambda value, key=key: self._store(key, value))
+        for method in METHODS:
+            ui.methodCombo.addItem(_titles()[method])
+        ui.methodCombo.connect("currentIndexChanged(int)", lambda index: self._store("method", METHODS[index]))
+        ui.deviceCombo.connect("currentIndexChanged(int)", self._on_device)
+        ui.adapterNameEdit.connect("textEdited(QString)", lambda text: self._store("name", text))
+        ui.crossValidationCheck.connect("toggled(bool)", lambda on: self._store("cross_validation", bool(on)))
+        ui.adaptButton.connect("clicked()", self._on_adapt)
+        ui.cancelAdaptButton.connect("clicked()", self._on_cancel)
+        ui.resumeButton.connect("clicked()", self._on_resume)
+        ui.discardButton.connect("clicked()", self._on_discard)
+        ui.logGroup.connect("toggled(bool)", self._show_log)
+        for widget in (ui.adaptProgress, ui.timeLeftLabel, ui.plotLabel):
+            widget.setVisible(False)
+
+    @property
+    def running(self) -> bool:
+        """Whether an adaptation runs."""
+        return self._task is not None
+
+    def settings(self) -> AdaptSettings:
+        """What the parameter node says."""
+        get = self._panel.parameters.get
+        keys = ("base", "name", "minutes", "device", "cross_validation", "method", "rank", "steps", "folds", "seed")
+        return AdaptSettings(**{key: get(key) for key in keys}, mapping=get("mapping"))
+
+    def scene_closed(self) -> None:
+        """The scene of the cases is gone: names of its volumes must not appear in the next one."""
+        self._scene_is_gone = True
+
+    def kill(self) -> None:
+        """End a run at once: the panel goes away."""
+        if self._task is not None:
+            self._task.kill()
+
+    def refresh(self) -> None:
+        """Show the parameter node, and what still stands in the way of a run."""
+        ui, get = self._ui, self._panel.parameters.get
+        if not get("name"):
+            self._panel.parameters.set("name", free_name(_("My site"), self._names()))
+        for key, spin in self._spins.items():
+            _quietly(spin, "setValue", get(key))
+        _quietly(ui.methodCombo, "setCurrentIndex", METHODS.index(get("method")) if get("method") in METHODS else 0)
+        devices = self._panel.devices
+        _quietly(ui.deviceCombo, "setCurrentIndex", devices.index(get("device")) if get("device") in devices else 0)
+        _quietly(ui.crossValidationCheck, "setChecked", get("cross_validation"))
+        if ui.adapterNameEdit.text != get("name"):
+            _quietly(ui.adapterNameEdit, "setText", get("name"))
+        ui.stepsSpin.setEnabled(get("minutes") == 0)
+        ui.foldsSpin.setEnabled(get("cross_validation"))
+        ui.rankSpin.setEnabled(get("method") in ("compact", "paper"))
+        ui.minutesMeaning.setText(self._meaning())
+        missing = self._missing()
+        ui.adaptButton.setEnabled(not missing)
+        ui.adaptButton.setToolTip(
+            _("Still missing:\n{list}").format(list="\n".join(f"- {text}" for text in missing))
+            if missing
+            else _("Adapt the base model to the chosen cases; runs in the background")
+        )
+        ui.cancelAdaptButton.setEnabled(self.running)
+        self._refresh_unfinished()
+
+    def devices_changed(self) -> None:
+        """Offer the devices that there are now."""
+        combo = self._ui.deviceCombo
+        was_blocked = combo.blockSignals(True)
+        combo.clear()
+        for device in self._panel.devices:
+            combo.addItem(_("automatic") if device == "auto" else device)
+        combo.blockSignals(was_blocked)
+
+    def look_for_unfinished(self) -> None:
+        """Find a run that was broken off, to offer its resuming."""
+        own = self._task.job.path if self._task else None
+        self._unfinished = next((job for job in unfinished_jobs() if job.path != own), None)
+        self._refresh_unfinished()
+
+    def _missing(self) -> list[str]:
+        if self.running:
+            return [_("A run is under way.")]
+        cases = self._panel.cases_section.chosen()
+        return [*self._panel.engine_problems(), *self.settings().missing(len(cases), self._names())]
+
+    def _names(self) -> list[str]:
+        return [str(entry["name"]) for entry in self._panel.adapters]
+
+    def _meaning(self) -> str:
+        minutes = self._panel.parameters.get("minutes")
+        if not minutes:
+            return _("Off: each training takes the steps under Advanced.")
+        speed = slicer.app.userSettings().value(self._speed_key())
+        try:
+            seconds = float(speed)
+        except (TypeError, ValueError):
+            return _("What that means on this device is measured when the run starts.")
+        steps = int(minutes * 60 * 0.75 / seconds)
+        return _("About {steps} optimizer steps in all on this device, as measured last.").format(steps=steps)
+
+    def _speed_key(self) -> str:
+        get = self._panel.parameters.get
+        return f"{SPEED_SETTING}/{Path(get('base')).name}/{get('device')}"
+
+    def _store(self, key: str, value: Any) -> None:
+        self._panel.parameters.set(key, value)
+        self._panel.refresh()
+
+    def _on_device(self, index: int) -> None:
+        if 0 <= index < len(self._panel.devices):
+            self._store("device", self._panel.devices[index])
+
+    def _on_adapt(self) -> None:
+        try:
+            job = prepare_adapt(self.settings(), self._panel.cases_section.chosen())
+        except UserError as error:
+            self._stage(str(error))
+            return
+        self._start(job, resume=False)
+
+    def _on_resume(self) -> None:
+        if self._unfinished is not None and not self.running:
+            self._start(self._unfinished, resume=True)
+
+    def _on_discard(self) -> None:
+        if self._unfinished is not None:
+            self._unfinished.delete()
+            self.look_for_unfinished()
+
+    def _start(self, job: Job, resume: bool) -> None:
+        ui = self._ui
+        try:
+            self._task = AdaptTask(self._panel.engine(), job, resume, self._on_event, self._on_finished)
+        except (UserError, KeyError, TypeError) as error:
+            self._stage(str(error) or _("This run cannot be resumed."))
+            return
+        self._unfinished = None
+        self._scene_is_gone = resume  # a run from another sitting had another scene
+        self._log = job.log
+        self._plot.clear()
+        ui.adaptProgress.setRange(0, 0)  # moves without a measure until the first one comes
+        for widget in (ui.adaptProgress, ui.timeLeftLabel, ui.plotLabel):
+            widget.setVisible(True)
+        ui.timeLeftLabel.setText("")
+        self._stage(_("Starting..."))
+        self._panel.run(self._task)
+        self._panel.refresh()
+
+    def _on_cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._ui.cancelAdaptButton.setEnabled(False)
+            self._stage(_("Cancelling..."))
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "stage":
+            self._stage(str(event.get("title", "")))
+            self._ui.adaptProgress.setRange(0, 0)
+            self._ui.timeLeftLabel.setText("")
+            if event.get("seconds_per_step"):
+                slicer.app.userSettings().setValue(self._speed_key(), str(event["seconds_per_step"]))
+        elif kind == "progress":
+            self._progress(event)
+        elif kind == "metric":
+            name = str(event.get("name", ""))
+            if name == "loss":
+                self._plot.add_loss(float(event["value"]))
+                self._plot.draw()
+            elif name in ("base_dice", "adapted_dice"):
+                self._plot.add_dice(name.partition("_")[0], float(event["value"]))
+                self._plot.draw()
+        self._show_log()
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        bar, eta = self._ui.adaptProgress, event.get("eta_s")
+        bar.setRange(0, max(int(event["total"]), 1))
+        bar.setValue(int(event["step"]))
+        left = "" if eta is None else _("about {time} left in this stage").format(time=_duration(float(eta)))
+        self._ui.timeLeftLabel.setText(left)
+
+    def _on_finished(self, adapted: Adapted) -> None:
+        self._task = None
+        ui = self._ui
+        ui.adaptProgress.setVisible(False)
+        ui.timeLeftLabel.setVisible(False)
+        if adapted.outcome.ok and adapted.report is not None:
+            self._stage(_("The adapter '{name}' is ready.").format(name=adapted.name))
+            self._panel.parameters.set("model", adapted.name)
+            self._panel.parameters.set("name", free_name(adapted.name, [*self._names(), adapted.name]))
+            names = {} if self._scene_is_gone else adapted.case_names
+            self._panel.result_section.show(adapted.report, adapted.name, names, add_nodes=not self._scene_is_gone)
+            self._panel.reload_adapters()
+        elif adapted.outcome.cancelled:
+            self._stage(_("Cancelled. Nothing was changed."))
+        else:
+            self._stage(adapted.outcome.sentence())
+        self._show_log()
+        self.look_for_unfinished()
+        self._panel.refresh()
+
+    def _refresh_unfinished(self) -> None:
+        job = self._unfinished
+        visible = job is not None and not self.running
+        self._ui.unfinishedFrame.setVisible(visible)
+        if visible:
+            name = job.context().get("name", job.path.name)
+            self._ui.unfinishedLabel.setText(_("The adaptation '{name}' was not finished.").format(name=name))
+
+    def _show_log(self, _open: bool = True) -> None:
+        if self._ui.logGroup.collapsed or self._log is None:
+            return
+        try:
+            size = self._log.stat().st_size
+            if size == self._log_shown:
+                return
+            with self._log.open("rb") as stream:
+                stream.seek(max(size - LOG_BYTES, 0))
+                text = stream.read().decode("utf-8", errors="replace")
+        except OSError:
+            return
+        self._log_shown = size
+        self._ui.logText.setPlainText(text)
+
+    def _stage(self, text: str) -> None:
+        self._ui.stageLabel.setText(text)
+
+
+def _titles() -> dict[str, str]:
+    return {
+        "compact": _("compact: cores of all layers, a file of kilobytes"),
+        "paper": _("paper: cores of the transformer, and the decoder"),
+        "decoder": _("decoder only"),
+        "full": _("everything: as large as the base model"),
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds / 60)
+    return _("{n} min").format(n=minutes) if minutes else _("{n} s").format(n=int(seconds))
+
+
+def _quietly(widget: Any, method: str, value: Any) -> None:
+    was_blocked = widget.blockSignals(True)
+    getattr(widget, method)(value)
+    widget.blockSignals(was_blocked)

@@ -1,0 +1,107 @@
+"""Section "Environment": what works on this computer, and how what is missing gets here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.installation import InstallPlan, install, plan_installation
+from TCurLoraSegmentLib.widgets.tables import fill
+
+if TYPE_CHECKING:
+    from TCurLoraSegmentLib.widgets.panel import Panel
+
+PYTHON_SETTING = "TCurLoraSegment/Python"
+DEVICE = "device "
+
+
+class EnvironmentSection:
+    """Shows what `tcurlora doctor` finds, and installs what is missing after consent."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = ui = panel.ui
+        self._plan: InstallPlan | None = None
+        self._failure = ""
+        ui.noticeFrame.setVisible(False)
+        ui.pythonPath.currentPath = str(slicer.app.userSettings().value(PYTHON_SETTING) or "")
+        ui.noticeButton.connect("clicked()", self._on_notice)
+        ui.checkEnvironmentButton.connect("clicked()", self.check)
+        ui.installButton.connect("clicked()", self._on_install)
+        ui.pythonPath.connect("currentPathChanged(QString)", self._on_python)
+
+    def problems(self) -> list[str]:
+        """Why the engine cannot compute, one sentence each; none while that is not known."""
+        if self._failure:
+            return [self._failure]
+        if self._plan is None or self._plan.complete:
+            return []
+        if self._plan.missing:
+            names = ", ".join(self._plan.missing)
+            return [_("The engine needs {names}: see Environment.").format(names=names)]
+        return list(self._plan.blockers)
+
+    def check(self) -> None:
+        """Ask the engine what works here."""
+        self._ui.environmentSummary.setText(_("Looking..."))
+        self._ui.checkEnvironmentButton.setEnabled(False)
+        self._panel.query("doctor", on_answer=self._answered, on_error=self._failed)
+
+    def _answered(self, report: Mapping[str, Any]) -> None:
+        self._failure = ""
+        items = report["items"]
+        try:
+            self._plan = plan_installation(report, self._panel.engine())
+        except UserError as error:
+            self._failed(error)
+            return
+        rows = [["" if item["ok"] else "!", item["name"], item["value"]] for item in items]
+        fill(self._ui.environmentTable, rows, [item["remedy"] for item in items])
+        self._panel.devices = ["auto"] + [
+            item["name"].removeprefix(DEVICE) for item in items if item["name"].startswith(DEVICE) and item["ok"]
+        ]
+        self._panel.adapt_section.devices_changed()
+        lines = [self._plan.words()] if not self._plan.complete else []
+        lines += [f"{item['name']}: {item['value']}. {item['remedy']}" for item in items if not item["ok"]]
+        self._show("\n".join(lines) or _("Everything works here."))
+
+    def _failed(self, error: UserError) -> None:
+        self._failure = str(error)
+        self._plan = None
+        self._show(self._failure)
+
+    def _show(self, text: str) -> None:
+        ui = self._ui
+        ui.checkEnvironmentButton.setEnabled(True)
+        ui.environmentSummary.setText(text)
+        ui.installButton.setEnabled(self._plan is not None and self._plan.installable)
+        problems = self.problems()
+        ui.noticeFrame.setVisible(bool(problems))
+        ui.noticeLabel.setText(problems[0] if problems else "")
+        self._panel.refresh()
+
+    def _on_notice(self) -> None:
+        self._ui.environmentSection.collapsed = False
+        for name in ("baseModelSection", "casesSection", "adaptSection", "segmentSection"):
+            getattr(self._ui, name).collapsed = True
+
+    def _on_install(self) -> None:
+        if self._plan is None:
+            return
+        wheels = str(self._ui.wheelsPath.currentPath).strip()
+        try:
+            done = install(self._plan, slicer.util.confirmOkCancelDisplay, Path(wheels) if wheels else None)
+        except UserError as error:
+            self._ui.environmentSummary.setText(str(error))
+            return
+        if done:
+            self.check()
+
+    def _on_python(self, path: str) -> None:
+        slicer.app.userSettings().setValue(PYTHON_SETTING, path)
+        self._panel.reload()

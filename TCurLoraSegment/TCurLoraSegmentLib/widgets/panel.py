@@ -1,0 +1,186 @@
+"""The panel as a whole: what its sections share, and when they are refreshed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from TCurLoraSegmentLib.engine import Engine, engine_of
+from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.jobs import tidy
+from TCurLoraSegmentLib.parameters import Parameters
+from TCurLoraSegmentLib.query import Query
+from TCurLoraSegmentLib.requests import AdaptSettings
+from TCurLoraSegmentLib.widgets.adapt_section import AdaptSection
+from TCurLoraSegmentLib.widgets.adapters_section import AdaptersSection
+from TCurLoraSegmentLib.widgets.base_model_section import BaseModelSection
+from TCurLoraSegmentLib.widgets.cases_section import CasesSection
+from TCurLoraSegmentLib.widgets.environment_section import PYTHON_SETTING, EnvironmentSection
+from TCurLoraSegmentLib.widgets.pump import Pump, Work
+from TCurLoraSegmentLib.widgets.result_section import ResultSection
+from TCurLoraSegmentLib.widgets.segment_section import SegmentSection
+
+MARK_WIDTH = 28
+
+
+class Panel:
+    """Holds the sections, and what more than one of them needs.
+
+    Args:
+        ui: the widgets of the .ui file by their names.
+        node: the module's parameter node.
+
+    Attributes:
+        parameters: the user's choices.
+        models: the base models, as the engine lists them.
+        adapters: the adapters, as the engine lists them.
+        devices: what the engine can compute on; the first is `auto`.
+    """
+
+    def __init__(self, ui: Any, node: slicer.vtkMRMLScriptedModuleNode) -> None:
+        self.ui = ui
+        self.parameters = Parameters(node)
+        self.models: list[Mapping[str, Any]] = []
+        self.adapters: list[Mapping[str, Any]] = []
+        self.devices: list[str] = ["auto"]
+        self._pump = Pump()
+        self._queries: list[Query] = []
+        self._entered = False
+        self._refreshing = False
+        self._refresh_is_due = False
+        self.base_model_section = BaseModelSection(self)
+        self.cases_section = CasesSection(self)
+        self.adapt_section = AdaptSection(self)
+        self.result_section = ResultSection(self)
+        self.segment_section = SegmentSection(self)
+        self.adapters_section = AdaptersSection(self)
+        self.environment_section = EnvironmentSection(self)
+        self.adapt_section.devices_changed()
+        for table in (ui.casesTable, ui.environmentTable):
+            table.setColumnWidth(0, MARK_WIDTH)
+        self.refresh()
+
+    def enter(self) -> None:
+        """The panel is shown: ask the engine what there is, the first time."""
+        if not self._entered:
+            self._entered = True
+            tidy()
+            self.reload()
+            self.adapt_section.look_for_unfinished()
+        self.refresh()
+
+    def reload(self) -> None:
+        """Ask the engine anew for everything that the panel shows."""
+        self.reload_models()
+        self.reload_adapters()
+        self.environment_section.check()
+
+    def set_parameter_node(self, node: slicer.vtkMRMLScriptedModuleNode) -> None:
+        """Work with the parameter node of another scene."""
+        self.parameters = Parameters(node)
+        self.base_model_section.models_changed()
+        self.segment_section.models_changed()
+        self.refresh()
+
+    def scene_closed(self) -> None:
+        """Forget nodes of the scene that is gone; what runs goes on."""
+        self.segment_section.scene_closed()
+        self.adapt_section.scene_closed()
+        self.result_section.clear()
+
+    def close(self) -> None:
+        """The panel goes away: end everything that runs. An adaptation can be resumed later."""
+        for query in self._queries:
+            query.cancel()
+        self.adapt_section.kill()
+        self.segment_section.kill()
+        self._pump.stop()
+
+    def refresh(self) -> None:
+        """Show the parameter node in all sections."""
+        if self._refreshing:
+            return
+        self._refreshing = True
+        try:
+            for section in (self.base_model_section, self.cases_section, self.adapt_section, self.segment_section):
+                section.refresh()
+        finally:
+            self._refreshing = False
+
+    def refresh_later(self) -> None:
+        """Refresh when the event that is being handled is over: its widget may be rebuilt."""
+        if not self._refresh_is_due and not self._refreshing:
+            self._refresh_is_due = True
+            qt.QTimer.singleShot(0, self._refresh_now)
+
+    def _refresh_now(self) -> None:
+        self._refresh_is_due = False
+        self.refresh()
+
+    def engine(self) -> Engine:
+        """How the engine is started.
+
+        Raises:
+            UserError: when the Python that the user chose is not there.
+        """
+        return engine_of(str(slicer.app.userSettings().value(PYTHON_SETTING) or ""))
+
+    def engine_problems(self) -> list[str]:
+        """Why the engine cannot compute, one sentence each."""
+        return self.environment_section.problems()
+
+    def adapt_settings(self) -> AdaptSettings:
+        """The settings of the next adaptation."""
+        return self.adapt_section.settings()
+
+    def run(self, task: Work) -> None:
+        """Start work and keep it going."""
+        task.start()
+        self._pump.add(task)
+
+    def query(
+        self,
+        *arguments: str,
+        on_answer: Callable[[Any], None],
+        on_error: Callable[[UserError], None],
+    ) -> None:
+        """Ask the engine without waiting."""
+        try:
+            engine = self.engine()
+        except UserError as error:
+            on_error(error)
+            return
+        self._queries = [query for query in self._queries if query.running]
+        query = Query(engine, *arguments, on_answer=on_answer, on_error=on_error)
+        self._queries.append(query)
+        self.run(query)
+
+    def reload_models(self) -> None:
+        """Ask the engine for the base models."""
+        self.query("models", "list", on_answer=self._models_listed, on_error=self._no_models)
+
+    def reload_adapters(self) -> None:
+        """Ask the engine for the adapters."""
+        self.query("adapters", "list", on_answer=self._adapters_listed, on_error=self._no_adapters)
+
+    def _models_listed(self, models: list[Mapping[str, Any]]) -> None:
+        self.models = models
+        self.base_model_section.models_changed()
+        self.segment_section.models_changed()
+        self.refresh()
+
+    def _no_models(self, error: UserError) -> None:
+        self.ui.baseModelSummary.setText(str(error))
+
+    def _adapters_listed(self, adapters: list[Mapping[str, Any]]) -> None:
+        self.adapters = adapters
+        self.adapters_section.adapters_changed()
+        self.segment_section.models_changed()
+        self.refresh()
+
+    def _no_adapters(self, error: UserError) -> None:
+        self.ui.adaptersMessage.setText(str(error))

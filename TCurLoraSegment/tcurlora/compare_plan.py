@@ -1,0 +1,164 @@
+"""The plan of a comparison: what is asked for, and which cases are trained on and tested on."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tcurlora.cases import Case, check_cases
+from tcurlora.errors import InputError
+from tcurlora.site import Site, check_site, fold_cases
+
+BASE = "base"
+DEFAULT_METHODS = ("base", "decoder", "full", "lora", "random", "paper", "compact")
+RATE_FACTORS = (1.0, 10**-0.5, 10**0.5, 0.1, 10.0, 10**-1.5, 10**1.5)
+"""The grid around a method's own learning rates, in the order in which more trials extend it."""
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What the user asks for; every field is a JSON type.
+
+    Attributes:
+        base: name or folder of the base model.
+        data: folder or datalist of the labeled cases.
+        out: folder of the comparison.
+        methods: names of `baselines.METHODS`; the base is always among them.
+        reference: method that the others are compared with; `compact`, or else the last one, when empty.
+        steps: optimizer steps of each training.
+        minutes: time for the whole comparison instead of steps.
+        folds: folds of the cross-validation, or draws where `subjects` is given; None chooses.
+        subjects: train on so many subjects, drawn at random, and test on all others.
+        seeds: each method is trained once with each.
+        lr_trials: learning rates that are tried for each method; 1 takes the method's own.
+        test: folder or datalist of cases to test on, instead of a part of `data`.
+        own_data: folder or datalist of cases of the base's own site, to see what is lost there.
+        own_labels: names of label values there.
+        labels: names of label values in `data` and `test`.
+        mapping: site structures by base structures.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+
+    base: str
+    data: str
+    out: str
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    reference: str = ""
+    steps: int | None = None
+    minutes: float | None = None
+    folds: int | None = None
+    subjects: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    lr_trials: int = 3
+    test: str = ""
+    own_data: str = ""
+    own_labels: str = ""
+    labels: str = ""
+    mapping: tuple[str, ...] = ()
+    device: str = "auto"
+
+    def binding(self) -> dict[str, Any]:
+        """What must stay the same when a comparison goes on; methods and seeds may be added."""
+        return {k: v for k, v in asdict(self).items() if k not in ("out", "methods", "reference", "seeds")}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases to train on and cases to test on, of different subjects."""
+
+    number: int
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def make_splits(
+    cases: Sequence[Case], test: Sequence[Case] = (), folds: int | None = None, subjects: int | None = None
+) -> list[Split]:
+    """Plan what is trained on and what is tested on; a subject is never on both sides.
+
+    Args:
+        cases: the labeled cases.
+        test: cases to test on; without them, those of `cases` that are not trained on.
+        folds: folds, or draws where `subjects` is given; None takes as many folds as `adapt`, or 3 draws.
+        subjects: train on so many subjects, drawn at random.
+
+    Raises:
+        InputError: when nothing would be left to train on or to test on.
+    """
+    everyone = sorted({case.subject for case in cases})
+    if subjects is not None:
+        if subjects > len(everyone) - (0 if test else 1):
+            raise InputError(
+                f"--subjects {subjects} is too much: there are labeled scans of {len(everyone)} subjects"
+                f"{'' if test else ', and one at least must be left to test on'}.",
+                "Give a smaller number.",
+                "too_few_cases",
+            )
+        draws = [set(random.Random(1000 + draw).sample(everyone, subjects)) for draw in range(folds or 3)]
+        return [
+            Split(
+                number,
+                tuple(case for case in cases if case.subject in chosen),
+                tuple(test) or tuple(case for case in cases if case.subject not in chosen),
+            )
+            for number, chosen in enumerate(draws, start=1)
+        ]
+    if test:
+        if folds is not None:
+            raise InputError("With --test there are no folds.", "Leave out --folds, or give --subjects too.", "usage")
+        return [Split(1, tuple(cases), tuple(test))]
+    held_out = fold_cases(cases, folds, seed=0)
+    if not held_out:
+        raise InputError(
+            "Without folds there are no cases to test on.", "Give --folds 2 or more, or --test.", "no_test_cases"
+        )
+    return [
+        Split(number, tuple(case for case in cases if case not in fold), tuple(fold))
+        for number, fold in enumerate(held_out, start=1)
+    ]
+
+
+def rate_candidates(trials: int) -> list[float]:
+    """Factors on a method's own learning rates, ascending; the same number for every method."""
+    return sorted(RATE_FACTORS[: max(1, trials)])
+
+
+def require_good_cases(site: Site, test: Sequence[Case]) -> None:
+    """Check all cases, and that no subject is both trained on and tested on.
+
+    Raises:
+        InputError: listing every problem.
+    """
+    findings = check_site(site)
+    if test:
+        subjects = {case.subject for case in site.dataset.cases}
+        both = sorted({case.subject for case in test if case.subject in subjects})
+        if both:
+            raise InputError(
+                f"The subject '{both[0]}' is among the cases to train on and among those to test on.",
+                "Leave it out on one side; subjects are named in cases.csv, or else by the names of the files.",
+                "subject_on_both_sides",
+            )
+        together = replace(site.dataset, cases=(*site.dataset.cases, *test))
+        findings = check_cases(together, site.structures, site.base.in_channels)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        lines = "\n".join(f"  {f.case or 'all cases'}: {f.message} {f.remedy}" for f in errors)
+        raise InputError(f"{len(errors)} problem(s) with the cases:\n{lines}", code=errors[0].code)
+
+
+def require_usable_folder(out: Path) -> None:
+    """Refuse a folder that holds something else, or that cannot be made.
+
+    Raises:
+        InputError: when it is so.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "job.json").is_file())):
+        raise InputError(f"'{out}' exists and is not the folder of a comparison.", "Choose another --out.", "exists")
+    above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"'{out.name}' cannot be written in '{above}'.", "Choose another --out.", "cannot_write")
