@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class TCurLoraSegment(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "SubjectHierarchy"]
         parent.contributors = ["The TCurLoraSegment authors"]
         parent.helpText = _(
-            "Adapts a segmentation model to the scans of your own hospital with a few volumes that you labeled, on this "
-            "computer, and segments new scans with the small adapter that results. Nothing leaves this computer."
+            "Adapts a segmentation model to the scans of your own hospital with a few volumes that you labeled, on "
+            "this computer, and segments new scans with the small adapter that results. Nothing leaves this computer."
         )
         parent.acknowledgementText = _(
             "The method is tCURLoRA by He, Cheng, Zhu, Cai and Yu (MICCAI 2025, arXiv 2501.02227). "
@@ -81,6 +82,16 @@ class TCurLoraSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The module is opened."""
         self.panel.enter()
 
+    def exit(self) -> None:
+        """Another module is opened."""
+        self.panel.exit()
+
+    def onReload(self) -> None:
+        """Load the module's files anew, for developers; Slicer itself would keep those of the library."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == "TCurLoraSegmentLib"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
     def cleanup(self) -> None:
         """The module goes away, or is reloaded."""
         self.removeObservers()
@@ -94,12 +105,13 @@ class TCurLoraSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneEnd(self, caller: Any, event: Any) -> None:
         """The scene has been emptied, or another one has been read: take its parameters."""
+        assert self.logic is not None
         self.panel.set_parameter_node(self.logic.getParameterNode())
 
     def onNodesChanged(self, caller: Any, event: Any) -> None:
         """Nodes came or went, often many at once."""
         if not (slicer.mrmlScene.IsClosing() or slicer.mrmlScene.IsImporting()):
-            self.panel.refresh_later()
+            self.panel.nodes_changed()
 
 
 class TCurLoraSegmentLogic(ScriptedLoadableModuleLogic):

@@ -1,4 +1,4 @@
-"""What the user chose in the panel, kept in the scene's parameter node so that it is saved and loaded with the scene."""
+"""What the user chose in the panel, kept in the scene's parameter node, which is saved and loaded with the scene."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class CaseRow:
 class Parameters:
     """Typed access to a `vtkMRMLScriptedModuleNode`.
 
-    Values are stored as JSON, nodes as node references, which follow their nodes when a scene is imported and IDs change.
+    Values are stored as JSON; nodes as node references, which follow their nodes when a scene is imported and IDs
+    change.
 
     Args:
         node: the module's parameter node.

@@ -32,7 +32,7 @@ class Query:
         self._on_answer = on_answer
         self._on_error = on_error
         self._cancelled = False
-        command = engine.command(*arguments, attached=False)
+        command = engine.command(*arguments)
         self._worker = Worker(command, engine.environment(), on_finished=self._finish)
 
     @property
@@ -70,7 +70,7 @@ def ask(engine: Engine, *arguments: str) -> Any:
     Raises:
         UserError: what the engine says is wrong, or that it did not answer.
     """
-    worker = Worker(engine.command(*arguments, attached=False), engine.environment())
+    worker = Worker(engine.command(*arguments), engine.environment())
     worker.start()
     try:
         return _answer_of(worker.wait(TIMEOUT_S))

@@ -16,6 +16,7 @@ from TCurLoraSegmentLib.jobs import Job, new_job
 from TCurLoraSegmentLib.requests import SegmentSettings
 from TCurLoraSegmentLib.scene_export import export_volume, volume_problem
 from TCurLoraSegmentLib.scene_import import Placement, capture, import_segmentation, import_uncertainty
+from TCurLoraSegmentLib.warm_worker import WarmRequest, WarmWorker
 from TCurLoraSegmentLib.worker import Outcome, Worker
 
 
@@ -37,7 +38,7 @@ class Segmented:
 
 
 class SegmentTask:
-    """Segments volumes in a process of its own; `poll` must be called until `running` is false.
+    """Segments volumes in another process; `poll` must be called until `running` is false.
 
     What is needed of the nodes is captured at the start: a node that is deleted or renamed meanwhile does no harm.
 
@@ -48,6 +49,7 @@ class SegmentTask:
         output: node that is replaced by the result; only with one volume. A new node is made otherwise.
         on_event: gets every event of the engine.
         on_finished: gets the end.
+        warm: the worker that is asked for it; without it, a process is started for this one task.
 
     Raises:
         UserError: when a volume cannot be used; nothing has been started then.
@@ -61,6 +63,7 @@ class SegmentTask:
         output: slicer.vtkMRMLNode | None = None,
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
         on_finished: Callable[[Segmented], None] | None = None,
+        warm: WarmWorker | None = None,
     ) -> None:
         problems = [*settings.missing(len(volumes)), *filter(None, map(volume_problem, volumes))]
         if output is not None and len(volumes) != 1:
@@ -83,13 +86,11 @@ class SegmentTask:
                 self._placements[scan.name] = capture(volume)
                 scans.append(scan)
             arguments = settings.arguments(scans, self.job.path / "results", self.job.path)
-            self._worker = Worker(
-                engine.command(*arguments),
-                engine.environment(),
-                job=self.job.path,
-                log=self.job.log,
-                on_event=on_event,
-                on_finished=self._finish,
+            job, finish = self.job.path, self._finish
+            self._worker: Worker | WarmRequest = (
+                Worker(engine.command(*arguments), engine.environment(), job=job, on_event=on_event, on_finished=finish)
+                if warm is None
+                else warm.request(engine, arguments, job=job, on_event=on_event, on_finished=finish)
             )
         except BaseException:
             self.job.delete()

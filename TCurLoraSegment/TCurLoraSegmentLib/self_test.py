@@ -168,7 +168,7 @@ class PanelTest(unittest.TestCase):
         self.assertIn("is ready", self.ui.stageLabel.text)
 
     def test_choices_are_saved_and_loaded_with_the_scene(self) -> None:
-        volume, segmentation = add_scan("scan 1", seed=1)
+        volume, _segmentation = add_scan("scan 1", seed=1)
         self.ui.addFromSceneButton.click()
         self.widget.panel.parameters.set("name", "Zürich 病")
         self.widget.panel.parameters.set("minutes", 7)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import os
 import signal
-import subprocess
-import tempfile
-import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from TCurLoraSegmentLib.processes import end_tree, own_group, start_of
-
-Event = Mapping[str, Any]
+from TCurLoraSegmentLib.engine_process import EngineProcess, Event
+from TCurLoraSegmentLib.errors import UserError
 
 EXIT_CANCELLED = 4
 NOT_STARTED = -1
 RESULT = "result.json"
 STATE = "worker.pid"
 """File in a job's folder: number and start of its process, later how it ended where that was by the user's wish."""
-
-_WAITING_EVENTS = 5000
-_LONGEST_LINE = 2**24
-_STRAY_BYTES = 2**20
-_GROUP_GRACE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,12 +80,31 @@ class Outcome:
         return f"{len(failed)} of {total} scans could not be segmented. {failed[0].get('reason', '')}".strip()
 
 
+class Told:
+    """What the events of a run tell of its end.
+
+    Attributes:
+        result: the `result` event.
+        error: code, message and remedy of the last `error` event.
+    """
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.error: Mapping[str, str] | None = None
+
+    def hear(self, event: Event) -> None:
+        """Keep what counts in the end."""
+        if event["event"] == "result":
+            self.result = {key: value for key, value in event.items() if key not in ("event", "id")}
+        elif event["event"] == "error":
+            self.error = {key: str(event.get(key, "")) for key in ("code", "message", "remedy")}
+
+
 class Worker:
     """One process of the engine.
 
-    A thread reads what it says; everything else, the callbacks too, happens in the thread that calls `poll`, in
-    Slicer by a timer. What the process writes to stdout is events, one JSON object on each line; anything else goes
-    to the log, as stderr does. A reader that falls behind gets the last progress only, and every other event.
+    Threads read and write; everything else, the callbacks too, happens in the thread that calls `poll`, in Slicer by
+    a timer.
 
     Args:
         command: program and arguments, from `Engine.command`.
@@ -125,17 +132,13 @@ class Worker:
         self.on_event = on_event
         self.on_finished = on_finished
         self.outcome: Outcome | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
-        self._reader: _Reader | None = None
+        self._process: EngineProcess | None = None
         self._start_failure: Outcome | None = None
         self._pending: deque[Event] = deque()
-        self._result: Any = None
+        self._told = Told()
         self._answer: Any = None
-        self._error: Mapping[str, str] | None = None
         self._kill_at: float | None = None
         self._ended_by_us = False
-        self._gone_since: float | None = None
         self._polling = False
 
     @property
@@ -148,28 +151,11 @@ class Worker:
         if self._process is not None or self._start_failure is not None:
             raise RuntimeError("A worker runs once.")
         try:
-            # Without a log of its own, what the process complains about is still wanted for the sentence at the end.
-            # Without a buffer, because the process writes to the same file.
-            self._log = (
-                self.log.open("a+b", buffering=0) if self.log else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-            )
-            self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=self.environment,
-                bufsize=0,
-                **own_group(),
-            )
-        except (OSError, ValueError) as error:
-            self._start_failure = self._not_started(error)
+            self._process = EngineProcess(self.command, self.environment, self.log, answers=self.job is None)
+        except UserError as error:
+            self._start_failure = not_started(error)
             return
-        self._write_state({"pid": self._process.pid, "started": start_of(self._process.pid)})
-        assert self._process.stdin is not None and self._process.stdout is not None
-        # Python keeps a process that is forgotten, and with it the pipe whose end would tell it to end.
-        weakref.finalize(self, self._process.stdin.close)
-        self._reader = _Reader(self._process.stdout, self._log, answers=self.job is None)
+        write_state(self.job, self._process.state)
 
     def poll(self, budget_s: float = 0.02) -> bool:
         """Hand over the events that have come and, when all are handed over, the end.
@@ -199,12 +185,7 @@ class Worker:
             TimeoutError: when it has not ended by then; it keeps running.
             RuntimeError: when it was not started.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.poll(0.1):
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"The worker has not ended within {timeout_s} s.")
-            if self._reader is not None:
-                self._reader.wait(0.02)
+        poll_until_end(self.poll, self._pause, timeout_s)
         if self.outcome is None:
             raise RuntimeError("The worker was not started.")
         return self.outcome
@@ -217,31 +198,29 @@ class Worker:
         """
         if self._process is None or self.outcome is not None:
             return
-        deadline = time.monotonic() + grace_s
-        self._kill_at = deadline if self._kill_at is None else min(self._kill_at, deadline)
-        assert self._process.stdin is not None
-        with suppress(OSError, ValueError):
-            self._process.stdin.write(b"cancel\n")
+        self._kill_at = earlier(self._kill_at, time.monotonic() + grace_s)
+        self._process.write("cancel")
 
     def kill(self) -> None:
         """End the process and its children now; `poll` and `wait` still report the end."""
         if self._process is None or self.outcome is not None:
             return
-        self._ended_by_us = self._ended_by_us or self._process.poll() is None
-        end_tree(self._process)
+        self._ended_by_us = self._ended_by_us or self._process.alive
+        self._process.end()
+
+    def _pause(self) -> None:
+        if self._process is not None:
+            self._process.wait(0.02)
 
     def _deliver(self, deadline: float) -> bool:
         """Hand over events until none is left (True) or the time is over (False)."""
-        assert self._reader is not None
-        while self._pending or self._reader.take(self._pending):
+        assert self._process is not None
+        while self._pending or self._process.take(self._pending):
             event = self._pending.popleft()
             if "event" not in event:
                 self._answer = event["answer"]
                 continue
-            if event["event"] == "result":
-                self._result = {key: value for key, value in event.items() if key != "event"}
-            elif event["event"] == "error":
-                self._error = {key: str(event.get(key, "")) for key in ("code", "message", "remedy")}
+            self._told.hear(event)
             if self.on_event is not None:
                 self.on_event(event)
             if time.monotonic() > deadline:
@@ -249,170 +228,96 @@ class Worker:
         return True
 
     def _has_ended(self) -> bool:
-        """Whether the process is gone and all that it said has been read."""
-        assert self._process is not None and self._reader is not None
-        if self._process.poll() is None:
-            if self._kill_at is not None and time.monotonic() > self._kill_at:
-                self.kill()
-            return False
-        if self._gone_since is None:
-            self._gone_since = time.monotonic()
-            end_tree(self._process)  # children that it left behind, which may hold a GPU and this pipe
-        # A child that escaped may keep the pipe open for ever, so there is an end to waiting for it.
-        return self._reader.at_end() or (
-            self._reader.is_empty() and time.monotonic() > self._gone_since + _GROUP_GRACE_S
-        )
+        assert self._process is not None
+        if self._process.alive and self._kill_at is not None and time.monotonic() > self._kill_at:
+            self.kill()
+        return self._process.has_ended()
 
     def _judge(self) -> Outcome:
         assert self._process is not None
-        code = self._process.returncode
-        answered = self._result is None and self._answer is not None
-        result = self._answer if answered else self._result
-        if self.job is not None and not _is_whole(self.job / RESULT):
-            result = None
-        succeeded = code == 0 and result is not None
-        cancelled = code == EXIT_CANCELLED or (not succeeded and (self._ended_by_us or self._kill_at is not None))
-        log = self.log if self.log is not None and self.log.exists() else None
-        return Outcome(code, result, self._error, cancelled, log, _last_line(self._log), answered)
-
-    def _not_started(self, error: Exception) -> Outcome:
-        program = Path(self.command[0]).name if self.command else ""
-        reason = getattr(error, "strerror", None) or str(error)
-        if self._log is None:
-            message = f"The log '{self.log or tempfile.gettempdir()}' could not be written ({reason})."
-            remedy = "Check the free space and the permissions of its folder."
-        else:
-            message = f"'{program}' could not be started ({reason})."
-            remedy = "Choose another Python under Environment, or install Slicer again."
-        return Outcome(NOT_STARTED, error={"code": "not_started", "message": message, "remedy": remedy})
+        answered = self._told.result is None and self._answer is not None
+        return judge(
+            self._process.exit_code,
+            self._answer if answered else self._told.result,
+            self._told.error,
+            job=self.job,
+            ended_by_us=self._ended_by_us or self._kill_at is not None,
+            log=self.log if self.log is not None and self.log.exists() else None,
+            words=self._process.last_words(),
+            answered=answered,
+        )
 
     def _finish(self, outcome: Outcome) -> None:
         self.outcome = outcome
         if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout if self._reader and self._reader.at_end() else None):
-                with suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
-            self._write_state({"ended": "cancelled"} if outcome.cancelled else None)
-        if self._log is not None:
-            self._log.close()
+            self._process.close()
+            write_state(self.job, {"ended": "cancelled"} if outcome.cancelled else None)
         if self.on_finished is not None:
             self.on_finished(outcome)
 
-    def _write_state(self, state: Mapping[str, Any] | None) -> None:
-        """Leave a note for the next start of Slicer; a job goes on without it."""
-        if self.job is None:
-            return
-        with suppress(OSError):
-            if state is None:
-                (self.job / STATE).unlink(missing_ok=True)
-            else:
-                (self.job / STATE).write_text(json.dumps(state), encoding="utf-8")
 
+def judge(
+    exit_code: int,
+    result: Any,
+    error: Mapping[str, str] | None,
+    *,
+    job: Path | None,
+    ended_by_us: bool,
+    log: Path | None = None,
+    words: str = "",
+    answered: bool = False,
+) -> Outcome:
+    """Say how a run ended, from all that is known of it.
 
-class _Reader:
-    """A thread that turns a stream of bytes into events, and holds the stream up when nobody takes them.
-
-    It knows nothing of the worker, so that a worker that is forgotten lets go of its process.
+    Args:
+        exit_code: of the run.
+        result: the `result` event, or the answer.
+        error: the last `error` event.
+        job: the job's folder, where `result.json` must be whole.
+        ended_by_us: whether it was asked to end, or made to.
+        log: the job's log.
+        words: its last line.
+        answered: whether the result is the answer of a command that only answers.
     """
-
-    def __init__(self, stream: IO[bytes], log: IO[bytes], answers: bool) -> None:
-        self._stream = stream
-        self._log = log
-        self._answers = answers
-        self._stray = 0
-        self._events: deque[Event] = deque()
-        self._changed = threading.Condition()
-        self._ended = False
-        threading.Thread(target=self._run, name="worker reader", daemon=True).start()
-
-    def take(self, events: deque[Event]) -> bool:
-        """Move all events that have come, and answers under the key `answer`; tells whether there were any."""
-        with self._changed:
-            events.extend(self._events)
-            self._events.clear()
-            self._changed.notify_all()
-            return bool(events)
-
-    def is_empty(self) -> bool:
-        """Whether no event is waiting."""
-        with self._changed:
-            return not self._events
-
-    def at_end(self) -> bool:
-        """Whether the stream has ended and all of it was taken."""
-        with self._changed:
-            return self._ended and not self._events
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until there is something to take, or the time is over."""
-        with self._changed:
-            if not self._events:
-                self._changed.wait(timeout_s)
-
-    def _run(self) -> None:
-        try:
-            for line in _lines(self._stream):
-                self._read(line)
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _read(self, line: str) -> None:
-        content = None
-        if line[:1] in ("{", "["):  # most of a flood is told apart without parsing it
-            with suppress(ValueError, RecursionError):
-                content = json.loads(line)
-        if isinstance(content, dict) and isinstance(content.get("event"), str):
-            self._put(content)
-        elif self._answers and isinstance(content, (dict, list)):
-            self._put({"answer": content})
-        elif line.strip():
-            self._note(line)
-
-    def _put(self, event: Event) -> None:
-        with self._changed:
-            if event.get("event") == "progress" and self._events and self._events[-1].get("event") == "progress":
-                self._events[-1] = event
-                return
-            while len(self._events) >= _WAITING_EVENTS:
-                self._changed.wait()
-            self._events.append(event)
-            self._changed.notify_all()
-
-    def _note(self, line: str) -> None:
-        """Keep a line that is no event in the log, but not a flood of them."""
-        if self._stray > _STRAY_BYTES:
-            return
-        written = f"{line}\n".encode("utf-8", "replace")
-        self._stray += len(written)
-        if self._stray > _STRAY_BYTES:
-            written = b"(more of this kind was left out)\n"
-        with suppress(OSError, ValueError):  # a full disk, or a log that is closed already
-            self._log.write(written)
+    if job is not None and not _is_whole(job / RESULT):
+        result = None
+    succeeded = exit_code == 0 and result is not None
+    cancelled = exit_code == EXIT_CANCELLED or (not succeeded and ended_by_us)
+    return Outcome(exit_code, result, error, cancelled, log, words, answered)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """Split a stream of UTF-8 into lines; a byte that is none is replaced, and an endless line is cut off."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    parts: list[str] = []
-    length = 0
-    received = b"start"
-    while received:
-        try:
-            received = os.read(stream.fileno(), 2**16)
-        except (OSError, ValueError):
-            received = b""
-        first, *rest = decoder.decode(received, final=not received).split("\n")
-        if length <= _LONGEST_LINE:
-            parts.append(first)
-            length += len(first)
-        for part in rest:
-            yield "".join(parts)
-            parts, length = [part], len(part)
-    if length:
-        yield "".join(parts)
+def not_started(error: UserError) -> Outcome:
+    """The outcome of a process that could not be started."""
+    return Outcome(NOT_STARTED, error={"code": "not_started", "message": error.message, "remedy": error.remedy})
+
+
+def write_state(job: Path | None, state: Mapping[str, Any] | None) -> None:
+    """Leave a note in a job's folder for the next start of Slicer, or remove it; a job goes on without it."""
+    if job is None:
+        return
+    with suppress(OSError):
+        if state is None:
+            (job / STATE).unlink(missing_ok=True)
+        else:
+            (job / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def poll_until_end(poll: Callable[[float], bool], pause: Callable[[], None], timeout_s: float | None) -> None:
+    """Poll as long as something runs.
+
+    Raises:
+        TimeoutError: when it has not ended by then.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while poll(0.1):
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"The worker has not ended within {timeout_s} s.")
+        pause()
+
+
+def earlier(before: float | None, now: float) -> float:
+    """The earlier of two deadlines, the first of which may not be set."""
+    return now if before is None else min(before, now)
 
 
 def _is_whole(path: Path) -> bool:
@@ -421,15 +326,3 @@ def _is_whole(path: Path) -> bool:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
-
-
-def _last_line(log: IO[bytes] | None) -> str:
-    """The last line of a log that says something."""
-    if log is None:
-        return ""
-    with suppress(OSError, ValueError):
-        log.seek(0, os.SEEK_END)
-        log.seek(max(0, log.tell() - 8192))
-        lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
-        return next((line[:300] for line in reversed(lines) if line), "")
-    return ""

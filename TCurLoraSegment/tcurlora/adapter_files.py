@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -163,6 +164,8 @@ def _read_state(folder: Path, sha256: str | None) -> dict[str, Tensor]:
         if sha256 is not None and sha256 != _sha256(folder / WEIGHTS):
             raise _damaged(folder)
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+            raise _damaged(folder)
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(folder) from error
     return state

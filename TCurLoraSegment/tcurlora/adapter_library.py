@@ -16,6 +16,7 @@ from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import write_json
+from tcurlora.whole_files import temporary_beside
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -114,7 +115,7 @@ def export_adapter(folder: Path, target: Path, force: bool = False) -> Path:
         raise InputError(f"'{folder}' is not an adapter.", f"It needs {CONFIG} and {WEIGHTS}.", "not_an_adapter")
     if target.exists() and not force:
         raise InputError(f"'{target}' exists already.", "Choose another name, or give --force.", "exists")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for name in ADAPTER_FILES:

@@ -190,7 +190,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 state = state[key]
         if not all(isinstance(name, str) for name in state):
             raise ValueError("a name is no text")
-        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        # A network with any other value has no opinion on any voxel, and does not say so.
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise ValueError("a weight is no number")
+        return weights
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, AttributeError, KeyError) as error:
         raise _unreadable(path) from error
     except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file provokes

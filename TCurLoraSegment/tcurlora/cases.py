@@ -275,7 +275,9 @@ def _read_subjects(path: Path) -> dict[str, str]:
         raise InputError(
             f"The table {path} has no column 'file'.", "Give it the columns 'file' and 'subject'.", "bad_table"
         )
-    return {stem(Path(row["file"])): row["subject"].strip() for row in rows if (row.get("subject") or "").strip()}
+    return {
+        stem(Path(row["file"])): row["subject"].strip() for row in rows if row["file"] and (row.get("subject") or "").strip()
+    }
 
 
 def _from_datalist(path: Path) -> Dataset:
@@ -335,7 +337,7 @@ def _dataset(folder: Path, cases: list[Case], structures: tuple[Structure, ...],
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file: {error}.", "Correct it.", "bad_json") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object.", "Correct it.", "bad_json")

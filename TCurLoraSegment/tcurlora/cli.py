@@ -361,7 +361,8 @@ def _adapters(options: argparse.Namespace, _events: EventSink) -> int:
     if options.action == "list":
         entries = library.list_adapters()
         rows = [
-            [e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"] or ""] for e in entries
+            [e["name"], ", ".join(e["structures"]), str(e["base_model"]), e["problem"] or e["summary"] or ""]
+            for e in entries
         ]
         _print(options, entries, _columns(["name", "structures", "base model", "result"], rows))
         return 0

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from tcurlora.whole_files import temporary_beside
+
 
 class EventSink(Protocol):
     """Receives events; every sink understands every kind."""
@@ -141,6 +143,9 @@ def duration(seconds: float) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that readers see either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -22,6 +22,12 @@ SPACING_TOLERANCE = 1e-3
 ANTIALIAS_FROM = 1.2
 """Downsampling by more than this factor is preceded by a Gaussian filter."""
 
+MAX_GRID_VOXELS = 2**29
+"""More voxels than this, 2 GB of intensities, come of a wrong voxel size and not of a patient."""
+
+COARSEST = 100
+"""A scan is not made coarser than this; what stays of it would mean nothing."""
+
 Floats = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
@@ -66,8 +72,13 @@ def to_model_grid(image: sitk.Image, spacing: tuple[float, float, float] | None,
 
     Returns:
         Intensities as 32 bit floats, or labels with their own pixel type.
+
+    Raises:
+        InputError: when the voxel size of the image cannot be that of a scan for this model.
     """
     oriented: sitk.Image = sitk.DICOMOrient(image, "RAS")
+    if spacing is not None:
+        _require_resamplable(oriented, spacing)
     if not label:
         pixel = sitk.sitkFloat32 if oriented.GetNumberOfComponentsPerPixel() == 1 else sitk.sitkVectorFloat32
         oriented = sitk.Cast(oriented, pixel)
@@ -216,6 +227,19 @@ def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
     grid.SetDirection(image.GetDirection())
     grid.SetOrigin([float(x) for x in origin])
     return grid
+
+
+def _require_resamplable(image: sitk.Image, spacing: Sequence[float]) -> None:
+    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for the grid that it asks for."""
+    factors = [old / new for old, new in zip(image.GetSpacing(), spacing, strict=True)]
+    voxels = math.prod(max(1.0, n * factor) for n, factor in zip(image.GetSize(), factors, strict=True))
+    if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
+        raise InputError(
+            f"The scan has voxels of {_times(image.GetSpacing())} mm, which cannot be brought to the model's "
+            f"{_times(spacing)} mm.",
+            "Check the voxel size of the scan, which may be in another unit than mm.",
+            "bad_spacing",
+        )
 
 
 def _sigmas(image: sitk.Image, spacing: Sequence[float]) -> list[float]:

@@ -1,7 +1,6 @@
 """Scans in files: read with every doubt named, written whole or not at all.
 
-ITK reads a file that was cut short without a word and fills the rest with zeros, so files are checked here before
-their voxels are believed.
+What a header claims is checked, here and in `image_contents`, before voxels are believed or memory is taken for them.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ import math
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.image_contents import is_complete
+from tcurlora.whole_files import temporary_beside
 
 IMAGE_SUFFIXES = (
     ".seg.nrrd",
@@ -43,7 +43,6 @@ WRITABLE_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nrrd", ".nii", ".mha")
 """Endings that can be written: formats that keep a volume and its geometry in one file."""
 
 MAX_VOXELS = 2**31
-GZIP, ZLIB = 31, 15
 _COPY_AGAIN = "Copy or export the file again, and check that it opens in 3D Slicer."
 
 
@@ -219,64 +218,12 @@ def _require_sound_header(reader: sitk.ImageFileReader, path: Path, slices: int 
 
 def _require_complete(reader: sitk.ImageFileReader, path: Path) -> None:
     """Refuse a file that holds fewer bytes than its header promises, or whose compressed stream is broken."""
-    with path.open("rb") as stream:
-        start = stream.read(8192)
     elements = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    keys = reader.GetMetaDataKeys()
-    complete = True
-    if suffix(path) in (".nii", ".nii.gz") and "bitpix" in keys:
-        # The type that ITK announces is that after scaling; the header tells what is on disk.
-        expected = elements * int(reader.GetMetaData("bitpix")) // 8
-        if start[:2] == b"\x1f\x8b":
-            with path.open("rb") as stream:
-                complete = _inflates(stream, expected, GZIP)
-        else:
-            complete = path.stat().st_size >= expected + 348
-    elif suffix(path) in (".mha", ".mhd"):
-        bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-        complete = _meta_image_holds(path, start, elements * int(bits.group(1) if bits else 8) // 8)
-    if not complete:
+    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    if not is_complete(path, elements, int(bits.group(1)) if bits else 8):
         raise InputError(
             f"{path} is damaged or was cut short: it holds less than its header says.", _COPY_AGAIN, "unreadable"
         )
-
-
-def _meta_image_holds(path: Path, start: bytes, expected: int) -> bool:
-    header = re.match(rb"(?s).*?^ElementDataFile\s*=\s*([^\r\n]*)\r?\n?", start, re.MULTILINE)
-    if header is None:
-        return True
-    name = header.group(1).decode("utf-8", "replace").strip()
-    if name.upper().startswith("LIST") or "%" in name:
-        return True
-    payload, offset = (path, header.end()) if name == "LOCAL" else (path.parent / name, 0)
-    if not payload.is_file():
-        return False
-    if not re.search(rb"(?im)^CompressedData\s*=\s*True", header.group(0)):
-        return payload.stat().st_size - offset >= expected
-    with payload.open("rb") as stream:
-        stream.seek(offset)
-        return _inflates(stream, expected, ZLIB)
-
-
-def _inflates(stream: BinaryIO, expected: int, window: int) -> bool:
-    """Tell whether a compressed stream is sound, checksum included, and holds at least the expected bytes.
-
-    Bytes after its end do no harm, and further gzip members count.
-    """
-    inflate = zlib.decompressobj(window)
-    total = 0
-    rest = b""
-    try:
-        while block := rest or stream.read(1 << 16):
-            total += len(inflate.decompress(block))
-            rest = inflate.unused_data
-            if inflate.eof:
-                if total >= expected:
-                    return True
-                inflate = zlib.decompressobj(window)
-    except zlib.error:
-        return False
-    return False
 
 
 def require_writable_suffix(path: Path) -> None:
@@ -304,7 +251,7 @@ def write_whole(image: sitk.Image, path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder.", "Give the name of a file to write.", "is_folder")
     # The same folder, so that the rename is atomic; the same ending, by which ITK picks the format.
-    temporary = path.with_name(f".{stem(path)}.{os.getpid()}.tmp{suffix(path)}")
+    temporary = temporary_beside(path, path.name[len(stem(path)) :])
     try:
         with _itk_quiet():
             sitk.WriteImage(image, str(temporary), useCompression=True)

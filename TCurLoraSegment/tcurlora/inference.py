@@ -119,7 +119,8 @@ class Segmenter:
             over its largest possible value, 0 (certain) to 1. Both in the geometry of the input.
 
         Raises:
-            InputError: when the scan has another number of channels than the network takes.
+            InputError: when the scan has another number of channels than the network takes, or values that are no
+                numbers.
         """
         channels = image.GetNumberOfComponentsPerPixel()
         if channels != self.in_channels:
@@ -127,6 +128,13 @@ class Segmenter:
                 f"The scan has {channels} channels, but the model takes {self.in_channels}.",
                 "Give a scan with that many channels.",
                 "channels",
+            )
+        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+            # The network would call each of these voxels, and all that it sees together with them, background.
+            raise InputError(
+                "The scan has voxels whose intensity is no number (NaN or infinite).",
+                "Replace them, for example by 0, or export the scan again.",
+                "non_finite",
             )
         array, grid = self.preprocessing.apply(image)
         probabilities = self.probabilities(array, on_window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -81,7 +82,7 @@ class JobFolder:
         """
         try:
             content = dict(json.loads((path / "job.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
             ) from error
@@ -99,12 +100,15 @@ class JobFolder:
     def remember(self, key: str, value: Any) -> None:
         """Keep an intermediate result, so that a resumed job need not compute it again."""
         (self.path / "done").mkdir(exist_ok=True)
-        write_json(self.path / "done" / f"{key}.json", value)
+        write_json(self.path / "done" / f"{key}.json", {"value": value, "sha256": _digest(value)})
 
     def remembered(self, key: str) -> Any:
-        """Read an intermediate result; None where there is none."""
-        path = self.path / "done" / f"{key}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """Read an intermediate result; None where there is none, or it has been damaged and must be computed again."""
+        try:
+            content = json.loads((self.path / "done" / f"{key}.json").read_text(encoding="utf-8"))
+            return content["value"] if content["sha256"] == _digest(content["value"]) else None
+        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+            return None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, last of all; what was needed only for resuming is removed."""
@@ -120,3 +124,7 @@ def describe_inputs(files: list[Path]) -> dict[str, list[int]]:
         status = file.stat()
         described[str(file)] = [status.st_size, status.st_mtime_ns]
     return described
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

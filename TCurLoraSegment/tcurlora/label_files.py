@@ -26,6 +26,7 @@ from tcurlora.images import (
     write_whole,
 )
 from tcurlora.labels import Structure, require_distinct
+from tcurlora.whole_files import temporary_beside
 
 BACKGROUND_LINE = "0 Background 0 0 0 0"
 STRUCTURE_COMMENT = "# structure: "
@@ -249,7 +250,7 @@ def _write_color_table(structures: Sequence[Structure], path: Path) -> None:
         rgb = " ".join(f"{255 * part:g}" for part in structure.color or default_color(structure.value))
         lines.append(f"{structure.value} {_column(structure.name)} {rgb} 255")
     lines += [STRUCTURE_COMMENT + json.dumps(s.to_dict(), ensure_ascii=False) for s in ordered]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.replace(temporary, path)

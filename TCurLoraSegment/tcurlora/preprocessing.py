@@ -100,7 +100,7 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
             "Give image and label the same geometry.",
             "geometry_mismatch",
         )
-    label = np.zeros(values.shape, np.uint8)
+    label = np.zeros(values.shape, np.uint8 if len(structures) < 2**8 else np.uint16)
     for index, structure in enumerate(structures, start=1):
         label[values == structure.value] = index
     folder.mkdir(parents=True, exist_ok=True)

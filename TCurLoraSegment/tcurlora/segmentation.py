@@ -155,6 +155,11 @@ def _scans(path: Path) -> list[Path]:
         raise InputError(f"There is no scan {path}.", "Check the path given with --input.", "not_found")
     if path.is_file():
         return [path]
-    files = sorted(entry for entry in path.iterdir() if entry.is_file() and suffix(entry) in IMAGE_SUFFIXES)
+    # Hidden files are other programs' side files, such as macOS's `._scan.nii.gz`.
+    files = sorted(
+        entry
+        for entry in path.iterdir()
+        if entry.is_file() and suffix(entry) in IMAGE_SUFFIXES and not entry.name.startswith(".")
+    )
     # A folder without image files is taken as one DICOM series; reading it tells if it is none.
     return files or [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -293,9 +294,11 @@ def _save_checkpoint(
         tensors |= {f"optimizer.{i}.{name}": value.cpu().clone() for name, value in entry.items()}
     parts = {"settings": vars(settings), "result": vars(result), "scaler": scaler.state_dict()}
     meta = {name: json.dumps(part) for name, part in parts.items()}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    meta["sha256"] = _digest(tensors, meta)
     temporary = path.with_suffix(".partial")
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=meta)
+        save_file(tensors, temporary, metadata=meta)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise TCurLoraError(
@@ -306,7 +309,7 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(path: Path, settings: TrainingSettings) -> _Checkpoint | None:
-    """Read a checkpoint; None where there is none, or it belongs to other settings."""
+    """Read a checkpoint; None where there is none, or it is damaged or belongs to other settings."""
     if not path.is_file():
         return None
     try:
@@ -316,10 +319,21 @@ def _load_checkpoint(path: Path, settings: TrainingSettings) -> _Checkpoint | No
                 return None
             names = stream.keys()  # safe_open is no mapping that could be iterated over
             tensors = {name: stream.get_tensor(name) for name in names}
+            # One wrong bit would end in another adapter than that of an unbroken run.
+            if meta.pop("sha256") != _digest(tensors, meta):
+                return None
             return _Checkpoint(tensors, TrainingResult(**json.loads(meta["result"])), json.loads(meta["scaler"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):
         # A damaged checkpoint costs time, not correctness: the training starts again.
         return None
+
+
+def _digest(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().data)
+    return digest.hexdigest()
 
 
 def _restore(

@@ -15,7 +15,7 @@ NOT_IN_SLICERS_PROCESS = {"torch", "monai", "tcurlora", "safetensors", "einops",
 NOT_IN_THE_ENGINE = {"slicer", "vtk", "qt", "ctk", "PySide6", "TCurLoraSegmentLib", "SampleData", "PyTorchUtils", "imp"}
 AT_FILE_SCOPE = {*sys.stdlib_module_names, "slicer", "vtk", "SimpleITK", "numpy", "scipy", "TCurLoraSegmentLib"}
 # The worker process and what surrounds it can be had in any Python, to run a job on another machine.
-WITHOUT_SLICER = ("worker.py", "engine.py", "jobs.py")
+WITHOUT_SLICER = ("engine_process.py", "worker.py", "warm_worker.py", "engine.py", "jobs.py")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[ast.AST, str, bool]]:

@@ -12,8 +12,8 @@ MACHINE_PATHS = re.compile(
     r"(?<![\w.:~-])/(?:home|Users|root|work|mnt|opt|media|scratch|data)/[\w.-]+"
     r"|\b[A-Za-z]:[\\/]{1,2}(?:Users|Documents|home|Program)\b"
 )
-# Anna is nobody: the tests use her folder as an example of what must not get into a report. Slicer may lie in /opt.
-ALLOWED = re.compile(r"/home/anna\b|/opt/Slicer\b")
+# Examples in tests: a person's folder that must not get into a report, one with an umlaut, and where Slicer may lie.
+ALLOWED = re.compile(r"/home/(?:anna|ü)\b|/opt/Slicer\b")
 
 
 def problems_of(name: str, content: bytes) -> list[str]:

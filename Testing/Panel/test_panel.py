@@ -21,6 +21,7 @@ import slicer
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engines import make_engine
+
 from TCurLoraSegmentLib.jobs import data_folder, jobs_folder
 from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.self_test import STRUCTURE, add_scan
@@ -75,6 +76,36 @@ class PanelCase(unittest.TestCase):
         (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(16))
         (folder / "README.md").write_text("# Card of 頭", encoding="utf-8")
         return folder
+
+
+def ends(pid: int, timeout_s: float = 20) -> bool:
+    """Wait for a process to end."""
+    deadline = time.monotonic() + timeout_s
+    while start_of(pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return start_of(pid) is None
+
+
+class LifeTest(PanelCase):
+    def test_reload_gives_a_new_panel_and_ends_what_runs(self) -> None:
+        self.start_adapting()
+        harness.wait_until(lambda: list(jobs_folder().glob("*/worker.pid")), timeout_s=60)
+        pid = json.loads(next(jobs_folder().glob("*/worker.pid")).read_text())["pid"]
+        self.widget.onReload()
+        self.assertTrue(ends(pid))
+        reloaded = slicer.util.getModuleWidget("TCurLoraSegment")
+        self.assertIsNot(reloaded, self.widget)
+        self.assertIsNot(type(reloaded.panel), type(self.panel))
+        reloaded.enter()
+        harness.wait_until(lambda: reloaded.panel.models, timeout_s=60)
+
+    def test_nodes_that_come_while_another_module_is_open_are_shown_later(self) -> None:
+        harness.leave_module(self.widget)
+        add_scan("late", 1)
+        harness.process_events(0.1)
+        self.assertEqual(self.ui.scansTable.rowCount, 0)
+        harness.enter_module(self.widget)
+        self.assertEqual(self.ui.scansTable.rowCount, 1)
 
 
 class BaseModelTest(PanelCase):
@@ -184,16 +215,16 @@ class AdaptTest(PanelCase):
         harness.wait_until(lambda: list(jobs_folder().glob("*/worker.pid")), timeout_s=60)
         pid = json.loads(next(jobs_folder().glob("*/worker.pid")).read_text())["pid"]
         harness.quit_application()
-        deadline = time.monotonic() + 20
-        while start_of(pid) is not None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.assertIsNone(start_of(pid))
+        self.assertTrue(ends(pid))
 
 
 REPORT = {
     "summary": "The adapter does not help on your 2 scans: it lowers Dice from 0.90 to 0.80.",
     "cross_validation": {
-        side: {"summary": {}, "cases": [{"case": f"case {n:02d}", "structure": "x", "dice": d, "hd95_mm": 1.0} for n in (1, 2)]}
+        side: {
+            "summary": {},
+            "cases": [{"case": f"case {n:02d}", "structure": "x", "dice": d, "hd95_mm": 1.0} for n in (1, 2)],
+        }
         for side, d in (("base", 0.9), ("adapted", 0.8))
     },
 }
@@ -303,11 +334,11 @@ class BrokenTest(PanelCase):
 
 
 LACKING = """
-items = [dict(name="Python", value="3.12.1", ok=True, remedy=""), dict(name="numpy", value="2.0.1", ok=True, remedy=""),
-         dict(name="SimpleITK", value="2.5", ok=True, remedy=""), dict(name="scipy", value="1.14", ok=True, remedy="")]
-items += [dict(name=name, value="missing", ok=False, remedy="Install it.") for name in ("monai", "safetensors", "einops")]
-items += [dict(name="torch", value="2.6.0", ok=True, remedy=""), dict(name="device cpu", value="4 threads", ok=True, remedy="")]
-print(json.dumps(dict(ok=False, items=items)))
+def item(name, value):
+    return dict(name=name, value=value, ok=value != "missing", remedy="")
+found = {"Python": "3.12.1", "numpy": "2.0.1", "SimpleITK": "2.5", "scipy": "1.14", "torch": "2.6.0"}
+found |= {"device cpu": "4 threads", "monai": "missing", "safetensors": "missing", "einops": "missing"}
+print(json.dumps(dict(ok=False, items=[item(*entry) for entry in found.items()])))
 sys.exit(1)
 """
 

@@ -413,8 +413,8 @@ class WorkerTest(unittest.TestCase):
         self.wait_for(worker, "stage")
         note = json.loads((self.job / "worker.pid").read_text())
         self.assertEqual(start_of(note["pid"]), note["started"])
-        assert worker._process is not None and worker._process.stdin is not None
-        worker._process.stdin.write(b"\n")
+        assert worker._process is not None
+        worker._process.write("")
         worker.wait(10)
         self.assertFalse((self.job / "worker.pid").exists())
 

@@ -19,11 +19,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "TCurLoraSegment")]
 
-import harness
+import harness  # noqa: E402
 
 TRAINED, NEW = 4, 1
+FOLDS = 2
 SEED = 20
-WIDTH, HEIGHT = 470, 1180
+WIDTH, HEIGHT, RESULT_HEIGHT = 470, 1180, 900
 RUN_S = 1800
 
 MAKE_PATIENTS = "import sys; from pathlib import Path; from tcurlora.demo_data import make_patients; "
@@ -71,7 +72,6 @@ def main() -> None:
 def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
     """Run through the panel's sections from top to bottom."""
     import slicer
-
     from harness.views import open_views
 
     volume, truth = load_patients(scratch / "patients")
@@ -87,11 +87,12 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
     parameters = panel.parameters
     parameters.set("name", "Our 3 T scanner")
     parameters.set("minutes", minutes)
+    parameters.set("folds", FOLDS)
     panel.refresh()
     ui.adaptButton.click()
     ui.segmentSection.collapsed = True
     harness.wait_until(
-        lambda: not panel.adapt_section.running or "all" in ui.stageLabel.text and ui.adaptProgress.value > 10,
+        lambda: not panel.adapt_section.running or ("all" in ui.stageLabel.text and ui.adaptProgress.value > 10),
         timeout_s=RUN_S,
     )
     harness.process_events(0.2)
@@ -111,7 +112,8 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
     ui.adaptersSection.collapsed = False
     harness.wait_until(lambda: ui.adaptersTable.rowCount == 1, timeout_s=60)
     ui.adaptersTable.selectRow(0)
-    harness.process_events(0.2)
+    harness.show(widget, WIDTH, RESULT_HEIGHT)
+    harness.process_events(0.5)
     harness.grab(widget, out / "result.png")
 
     result = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")[-1]

@@ -52,6 +52,7 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         self._flat = False
         self._collapsed_height = 14
         self._was_visible: dict[QtWidgets.QWidget, bool] = {}
+        self._forcing = False
         self.setText(text)
         self.setCheckable(True)
         self.setChecked(True)
@@ -74,6 +75,7 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
             return
         self._collapsed = collapsed
         self.setMaximumHeight(self._button_height() + self._collapsed_height if collapsed else 16777215)
+        self._forcing = True
         for child in self.children():
             if isinstance(child, QtWidgets.QWidget) and not child.isWindow():
                 if collapsed:
@@ -81,15 +83,28 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
                     child.setVisible(False)
                 else:
                     child.setVisible(self._was_visible.pop(child, True))
+        self._forcing = False
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
     def childEvent(self, event: QtCore.QChildEvent) -> None:
         child = event.child()
+        if event.type() == QtCore.QEvent.Type.ChildAdded and child.isWidgetType():
+            child.installEventFilter(self)
         if event.type() == QtCore.QEvent.Type.ChildPolished and self._collapsed and child.isWidgetType():
             self._was_visible.setdefault(child, not child.isHidden())
             child.setVisible(False)
         super().childEvent(event)
+
+    def eventFilter(self, child: QtCore.QObject, event: QtCore.QEvent) -> bool:
+        """A child that is shown while this is closed stays hidden until it is opened."""
+        kinds = (QtCore.QEvent.Type.ShowToParent, QtCore.QEvent.Type.HideToParent)
+        if self._collapsed and not self._forcing and event.type() in kinds and isinstance(child, QtWidgets.QWidget):
+            self._forcing = True
+            self._was_visible[child] = event.type() == kinds[0]
+            child.setVisible(False)
+            self._forcing = False
+        return False
 
     def _button_height(self) -> int:
         return self.fontMetrics().height() + 8

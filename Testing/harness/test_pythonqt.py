@@ -17,6 +17,20 @@ import slicer
 import harness
 
 
+class CollapsibleButtonTest(unittest.TestCase):
+    def test_what_is_shown_while_it_is_closed_appears_when_it_is_opened(self) -> None:
+        button = ctk.ctkCollapsibleButton()
+        button.setLayout(qt.QVBoxLayout())
+        label = qt.QLabel("1")
+        button.layout().addWidget(label)
+        label.setVisible(False)
+        button.collapsed = True
+        label.setVisible(True)
+        self.assertFalse(label.isVisibleTo(button))
+        button.collapsed = False
+        self.assertTrue(label.isVisibleTo(button))
+
+
 class PropertiesTest(unittest.TestCase):
     def test_a_property_is_a_value_and_its_setter_a_function(self) -> None:
         label = qt.QLabel("Größe")

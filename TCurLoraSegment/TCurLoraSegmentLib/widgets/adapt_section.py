@@ -49,8 +49,6 @@ class AdaptSection:
         ui.resumeButton.connect("clicked()", self._on_resume)
         ui.discardButton.connect("clicked()", self._on_discard)
         ui.logGroup.connect("toggled(bool)", self._show_log)
-        for widget in (ui.adaptProgress, ui.timeLeftLabel, ui.plotLabel):
-            widget.setVisible(False)
 
     @property
     def running(self) -> bool:
@@ -97,6 +95,9 @@ class AdaptSection:
             else _("Adapt the base model to the chosen cases; runs in the background")
         )
         ui.cancelAdaptButton.setEnabled(self.running)
+        ui.adaptProgress.setVisible(self.running)
+        ui.timeLeftLabel.setVisible(self.running)
+        ui.plotLabel.setVisible(self._plot.drawn)
         self._refresh_unfinished()
 
     def devices_changed(self) -> None:
@@ -176,10 +177,9 @@ class AdaptSection:
         self._log = job.log
         self._plot.clear()
         ui.adaptProgress.setRange(0, 0)  # moves without a measure until the first one comes
-        for widget in (ui.adaptProgress, ui.timeLeftLabel, ui.plotLabel):
-            widget.setVisible(True)
         ui.timeLeftLabel.setText("")
         self._stage(_("Starting..."))
+        self._panel.warm.end()  # training needs the memory that it holds
         self._panel.run(self._task)
         self._panel.refresh()
 
@@ -203,10 +203,10 @@ class AdaptSection:
             name = str(event.get("name", ""))
             if name == "loss":
                 self._plot.add_loss(float(event["value"]))
-                self._plot.draw()
             elif name in ("base_dice", "adapted_dice"):
                 self._plot.add_dice(name.partition("_")[0], float(event["value"]))
-                self._plot.draw()
+            self._plot.draw()
+            self._ui.plotLabel.setVisible(self._plot.drawn)
         self._show_log()
 
     def _progress(self, event: Mapping[str, Any]) -> None:
@@ -218,9 +218,6 @@ class AdaptSection:
 
     def _on_finished(self, adapted: Adapted) -> None:
         self._task = None
-        ui = self._ui
-        ui.adaptProgress.setVisible(False)
-        ui.timeLeftLabel.setVisible(False)
         if adapted.outcome.ok and adapted.report is not None:
             self._stage(_("The adapter '{name}' is ready.").format(name=adapted.name))
             self._panel.parameters.set("model", adapted.name)
@@ -238,9 +235,8 @@ class AdaptSection:
 
     def _refresh_unfinished(self) -> None:
         job = self._unfinished
-        visible = job is not None and not self.running
-        self._ui.unfinishedFrame.setVisible(visible)
-        if visible:
+        self._ui.unfinishedFrame.setVisible(job is not None and not self.running)
+        if job is not None:
             name = job.context().get("name", job.path.name)
             self._ui.unfinishedLabel.setText(_("The adaptation '{name}' was not finished.").format(name=name))
 

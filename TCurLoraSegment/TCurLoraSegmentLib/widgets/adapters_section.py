@@ -131,9 +131,7 @@ class AdaptersSection:
             return
         question = _("Delete the adapter '{name}'? It cannot be had back.").format(name=entry["name"])
         if slicer.util.confirmOkCancelDisplay(question):
-            self._panel.query(
-                "adapters", "remove", str(entry["name"]), on_answer=self._changed, on_error=self._failed
-            )
+            self._panel.query("adapters", "remove", str(entry["name"]), on_answer=self._changed, on_error=self._failed)
 
     def _changed(self, _answer: Any) -> None:
         self._panel.reload_adapters()

@@ -54,9 +54,10 @@ class BaseModelSection:
         combo.setCurrentIndex(self._panel.models.index(entry) if entry is not None else -1)
         combo.blockSignals(was_blocked)
         self._ui.baseModelSummary.setText(_in_words(entry) if entry else _("No base model was found."))
-        on_disk = bool(entry and entry["on_disk"])
+        on_disk = entry is not None and bool(entry["on_disk"])
         self._ui.fetchModelButton.setVisible(entry is not None and not on_disk)
-        self._ui.removeBundleButton.setEnabled(on_disk and entry["origin"] in ("downloaded", "added"))
+        own = entry is not None and entry["origin"] in ("downloaded", "added")
+        self._ui.removeBundleButton.setEnabled(on_disk and own)
         if entry is None or entry["name"] != self._shown_details:
             self._ui.baseModelDetails.setPlainText("")
             self._shown_details = ""
@@ -96,7 +97,9 @@ class BaseModelSection:
             return
         self._shown_details = str(entry["name"])
         self._ui.baseModelDetails.setPlainText(_("Reading the model..."))
-        self._panel.query("models", "show", self._shown_details, on_answer=self._show_details, on_error=self._no_details)
+        self._panel.query(
+            "models", "show", self._shown_details, on_answer=self._show_details, on_error=self._no_details
+        )
 
     def _show_details(self, description: Mapping[str, Any]) -> None:
         if description["name"] != self._shown_details:

@@ -1,4 +1,4 @@
-"""Section "Labeled cases": which volumes, which segmentations, what is wrong with them, and what their structures are."""
+"""Section "Labeled cases": volumes with their segmentations, what is wrong with them, what their structures are."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ class CasesSection:
             self._say(str(error))
             return
         unusable = {problem.pair: [f"{problem.message} {problem.remedy}"] for problem in export.problems}
-        usable = {case.name: pair for case, pair in zip(export.cases, (p for p in pairs if p not in unusable), strict=True)}
+        usable = {
+            case.name: pair for case, pair in zip(export.cases, (p for p in pairs if p not in unusable), strict=True)
+        }
         self._states = dict(unusable)
         if not usable:
             job.delete()
@@ -238,5 +240,7 @@ class CasesSection:
 
 
 def _nodes(pair: CasePair) -> tuple[slicer.vtkMRMLNode | None, slicer.vtkMRMLNode | None]:
-    scene = slicer.mrmlScene
-    return tuple(scene.GetNodeByID(node_id) if node_id else None for node_id in (pair.volume_id, pair.labels_id))
+    volume, labels = (
+        slicer.mrmlScene.GetNodeByID(node_id) if node_id else None for node_id in (pair.volume_id, pair.labels_id)
+    )
+    return volume, labels

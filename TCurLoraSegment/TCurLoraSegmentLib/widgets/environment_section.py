@@ -94,14 +94,18 @@ class EnvironmentSection:
         if self._plan is None:
             return
         wheels = str(self._ui.wheelsPath.currentPath).strip()
+        self._panel.warm.end()  # it keeps files in use, and goes on with what it has loaded
         try:
             done = install(self._plan, slicer.util.confirmOkCancelDisplay, Path(wheels) if wheels else None)
         except UserError as error:
             self._ui.environmentSummary.setText(str(error))
             return
+        finally:
+            self._panel.warm.end()
         if done:
             self.check()
 
     def _on_python(self, path: str) -> None:
         slicer.app.userSettings().setValue(PYTHON_SETTING, path)
+        self._panel.warm.end()
         self._panel.reload()

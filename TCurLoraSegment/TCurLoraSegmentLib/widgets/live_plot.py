@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import qt
 from slicer.i18n import tr as _
@@ -16,6 +17,9 @@ class LivePlot:
 
     Args:
         label: where the picture is shown.
+
+    Attributes:
+        drawn: whether there is a picture.
     """
 
     def __init__(self, label: qt.QLabel) -> None:
@@ -24,6 +28,7 @@ class LivePlot:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.drawn = False
         self._losses: list[float] = []
         self._stride = 1
         self._skipped = 0
@@ -72,6 +77,7 @@ class LivePlot:
         self._line(painter, self._losses)
         painter.end()
         self._label.setPixmap(pixmap)
+        self.drawn = True
 
     def _line(self, painter: qt.QPainter, values: Sequence[float]) -> None:
         if len(values) < 2:
@@ -79,7 +85,7 @@ class LivePlot:
         low, high = min(values), max(values)
         step = (WIDTH - 2 * MARGIN) / (len(values) - 1)
         points = [(int(MARGIN + step * n), self._y(value, low, high)) for n, value in enumerate(values)]
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             painter.drawLine(x0, y0, x1, y1)
 
     @staticmethod

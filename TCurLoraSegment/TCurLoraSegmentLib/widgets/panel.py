@@ -7,7 +7,6 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.engine import Engine, engine_of
 from TCurLoraSegmentLib.errors import UserError
@@ -15,6 +14,7 @@ from TCurLoraSegmentLib.jobs import tidy
 from TCurLoraSegmentLib.parameters import Parameters
 from TCurLoraSegmentLib.query import Query
 from TCurLoraSegmentLib.requests import AdaptSettings
+from TCurLoraSegmentLib.warm_worker import WarmWorker
 from TCurLoraSegmentLib.widgets.adapt_section import AdaptSection
 from TCurLoraSegmentLib.widgets.adapters_section import AdaptersSection
 from TCurLoraSegmentLib.widgets.base_model_section import BaseModelSection
@@ -25,6 +25,7 @@ from TCurLoraSegmentLib.widgets.result_section import ResultSection
 from TCurLoraSegmentLib.widgets.segment_section import SegmentSection
 
 MARK_WIDTH = 28
+SECTIONS = ("baseModelSection", "casesSection", "adaptSection", "resultSection", "segmentSection", "adaptersSection")
 
 
 class Panel:
@@ -39,6 +40,7 @@ class Panel:
         models: the base models, as the engine lists them.
         adapters: the adapters, as the engine lists them.
         devices: what the engine can compute on; the first is `auto`.
+        warm: the process that segments, which stays for the next time.
     """
 
     def __init__(self, ui: Any, node: slicer.vtkMRMLScriptedModuleNode) -> None:
@@ -47,9 +49,11 @@ class Panel:
         self.models: list[Mapping[str, Any]] = []
         self.adapters: list[Mapping[str, Any]] = []
         self.devices: list[str] = ["auto"]
+        self.warm = WarmWorker()
         self._pump = Pump()
         self._queries: list[Query] = []
-        self._entered = False
+        self._asked = False
+        self._shown = False
         self._refreshing = False
         self._refresh_is_due = False
         self.base_model_section = BaseModelSection(self)
@@ -60,18 +64,31 @@ class Panel:
         self.adapters_section = AdaptersSection(self)
         self.environment_section = EnvironmentSection(self)
         self.adapt_section.devices_changed()
+        for name in SECTIONS:
+            # What was hidden while its section was closed would appear when it is opened.
+            getattr(ui, name).connect("contentsCollapsed(bool)", lambda _collapsed: self.refresh_later())
         for table in (ui.casesTable, ui.environmentTable):
             table.setColumnWidth(0, MARK_WIDTH)
         self.refresh()
 
     def enter(self) -> None:
         """The panel is shown: ask the engine what there is, the first time."""
-        if not self._entered:
-            self._entered = True
+        self._shown = True
+        if not self._asked:
+            self._asked = True
             tidy()
             self.reload()
             self.adapt_section.look_for_unfinished()
         self.refresh()
+
+    def exit(self) -> None:
+        """The panel is hidden; what runs goes on."""
+        self._shown = False
+
+    def nodes_changed(self) -> None:
+        """Nodes came or went: they are shown now, or when the panel is shown again."""
+        if self._shown:
+            self.refresh_later()
 
     def reload(self) -> None:
         """Ask the engine anew for everything that the panel shows."""
@@ -98,6 +115,7 @@ class Panel:
             query.cancel()
         self.adapt_section.kill()
         self.segment_section.kill()
+        self.warm.kill()
         self._pump.stop()
 
     def refresh(self) -> None:

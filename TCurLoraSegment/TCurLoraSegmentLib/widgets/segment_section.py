@@ -41,7 +41,6 @@ class SegmentSection:
         ui.show3DButton.connect("clicked()", self._on_show_3d)
         ui.editButton.connect("clicked()", self._on_edit)
         ui.useAsCaseButton.connect("clicked()", self._on_use_as_case)
-        ui.segmentProgress.setVisible(False)
 
     @property
     def running(self) -> bool:
@@ -100,6 +99,7 @@ class SegmentSection:
             else _("Segment the chosen volumes; runs in the background")
         )
         ui.cancelSegmentButton.setEnabled(self.running)
+        ui.segmentProgress.setVisible(self.running)
         result = self._result_nodes()
         is_segmentation = result is not None and bool(result[1].IsA("vtkMRMLSegmentationNode"))
         ui.show3DButton.setEnabled(is_segmentation)
@@ -168,12 +168,12 @@ class SegmentSection:
                 self._panel.parameters.get_node("output"),
                 self._on_event,
                 self._on_finished,
+                self._panel.warm,
             )
         except UserError as error:
             self._say(str(error))
             return
         self._ui.segmentProgress.setRange(0, 0)
-        self._ui.segmentProgress.setVisible(True)
         self._say(_("Starting..."))
         self._panel.run(self._task)
         self._panel.refresh()
@@ -193,7 +193,6 @@ class SegmentSection:
 
     def _on_finished(self, finished: Segmented) -> None:
         self._task = None
-        self._ui.segmentProgress.setVisible(False)
         for volume_id, node in finished.nodes.items():
             self._result = (volume_id, node.GetID())
         names = [node.GetName() for node in finished.nodes.values()]
