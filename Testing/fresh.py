@@ -3,7 +3,7 @@
     python Testing/fresh.py demo
     python Testing/fresh.py tests
 
-Needs Python 3.10 to 3.12 and nothing else; the environment is made in .venv and used again the next time.
+Needs nothing but Python: 3.10 to 3.12 for the demo, 3.11 for the tests. The environment is made in .venv and used again the next time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The version that the numbers in the documentation were measured with; pyproject.toml says what else is allowed.
 TORCH = "torch==2.13.0"
+# Slicer's libraries are there for one Python only.
+PYTHONS = {"demo": ((3, 10), (3, 12)), "tests": ((3, 11), (3, 11))}
 # Slicer's views outside of Slicer. It asks for an older slicer-core than the tests', and works with theirs.
 WITHOUT_DEPENDENCIES = {"tests": ("slicer-layer-dm==2.0.0",)}
 
@@ -44,8 +46,10 @@ def main() -> int:
     parser.add_argument("what", choices=("demo", "tests"))
     parser.add_argument("--env", type=Path, default=ROOT / ".venv", help="the virtual environment")
     args, rest = parser.parse_known_args()  # what is unknown here is for the demo or for pytest
-    if not (3, 10) <= sys.version_info < (3, 13):
-        print(f"Python 3.10 to 3.12 is needed, and this is {sys.version.split()[0]}.", file=sys.stderr)
+    oldest, newest = PYTHONS[args.what]
+    if not oldest <= sys.version_info[:2] <= newest:
+        wanted = " to ".join(f"{major}.{minor}" for major, minor in dict.fromkeys((oldest, newest)))
+        print(f"Python {wanted} is needed, and this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     set_up(args.env, args.what)
     module = ["tcurlora", "demo"] if args.what == "demo" else ["pytest", str(ROOT / "Testing")]

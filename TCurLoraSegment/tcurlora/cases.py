@@ -276,7 +276,9 @@ def _read_subjects(path: Path) -> dict[str, str]:
             f"The table {path} has no column 'file'.", "Give it the columns 'file' and 'subject'.", "bad_table"
         )
     return {
-        stem(Path(row["file"])): row["subject"].strip() for row in rows if row["file"] and (row.get("subject") or "").strip()
+        stem(Path(row["file"])): row["subject"].strip()
+        for row in rows
+        if row["file"] and (row.get("subject") or "").strip()
     }
 
 

@@ -22,6 +22,11 @@ _NIFTI_BYTES = {
     **{2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4},
     **{1024: 8, 1280: 8, 1536: 16, 1792: 16, 2048: 32, 2304: 4},
 }
+_GIPL_BYTES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
+_META_BYTES = {
+    **{"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4},
+    **{"MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_DOUBLE": 8},
+}
 _NRRD_BYTES = {
     1: ("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"),
     2: (
@@ -36,13 +41,31 @@ _NRRD_BYTES = {
 }
 
 
-def is_complete(path: Path, elements: int, bits: int) -> bool:
+def has_sound_header(path: Path) -> bool:
+    """Tell whether the numbers in a header are numbers, and as many as there must be.
+
+    Where they are not, ITK may crash, take memory without bound, or put a scan in a place that nobody wrote down. Of
+    formats without such a risk, and of files that are of another format than their name says, nothing is said.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith((".nrrd", ".nhdr")):
+            return _nrrd_is_sound(path)
+        if name.endswith((".mha", ".mhd")):
+            return _meta_image_is_sound(path)
+        with path.open("rb") as stream:
+            if stream.read(132)[128:] == b"DICM":
+                return _dicom_is_sound(stream, path.stat().st_size)
+    except (ValueError, KeyError, struct.error):
+        return False
+    return True
+
+
+def is_complete(path: Path) -> bool:
     """Tell whether a file holds all that its header promises, with sound checksums where the format has them.
 
     Args:
-        path: a NIfTI, NRRD, MetaImage or GIPL file; of other formats nothing is known, and they pass.
-        elements: numbers in all voxels, by ITK's reading of the header.
-        bits: size of each, by ITK's reading.
+        path: a NIfTI, NRRD, MetaImage or GIPL file with a sound header; others pass.
     """
     name = path.name.lower()
     try:
@@ -51,9 +74,10 @@ def is_complete(path: Path, elements: int, bits: int) -> bool:
         if name.endswith((".nrrd", ".nhdr")):
             return _nrrd_holds(path)
         if name.endswith((".mha", ".mhd")):
-            return _meta_image_holds(path, elements * bits // 8)
+            return _meta_image_holds(path)
         if name.endswith((".gipl", ".gipl.gz")):
-            return _holds(path, 256 + elements * bits // 8)
+            *sizes, kind = struct.unpack(">5H", _start(path, 10))
+            return _holds(path, 256 + math.prod(max(size, 1) for size in sizes) * _GIPL_BYTES[kind])
     except (ValueError, OverflowError, KeyError, struct.error, zlib.error, EOFError):
         return False
     return True
@@ -90,7 +114,7 @@ def _nifti_holds(path: Path) -> bool:
         return False
     expected = math.prod(sizes[1 : 1 + sizes[0]]) * each
     if single:
-        if 0 != offset < len(header[:348]):
+        if 0 != offset < 352:
             return False
         return _holds(path, max(int(offset), 352) + expected)
     candidates = [path.with_suffix(end) for end in (".img", ".IMG", ".img.gz")] if path.suffix.lower() == ".hdr" else []
@@ -107,12 +131,37 @@ def _start(path: Path, length: int) -> bytes:
         return zlib.decompressobj(GZIP).decompress(stream.read(1 << 16), length)
 
 
+def _nrrd_is_sound(path: Path) -> bool:
+    with path.open("rb") as stream:
+        fields, _ = _nrrd_header(stream)
+    axes = int(fields["dimension"])
+    if not 1 <= axes <= 16 or len([int(word) for word in fields["sizes"].split()]) != axes:
+        return False
+    # Without directions a scan would be taken for one that lies straight, with voxels of 1 mm.
+    if "spacedirections" not in fields:
+        return "space" not in fields and "spacings" in fields and len(_numbers(fields["spacings"])) == axes
+    vectors = re.sub(r"none", "(0)", fields["spacedirections"], flags=re.IGNORECASE)
+    words = re.findall(r"\(([^()]*)\)", vectors)
+    if len(words) != axes or re.sub(r"\([^()]*\)", "", vectors).strip():
+        return False
+    return all(_numbers(vector) for vector in (*words, fields.get("spaceorigin", "(0)").strip("()")))
+
+
+def _numbers(text: str) -> list[float]:
+    """Read numbers between spaces and commas.
+
+    Raises:
+        ValueError: when one is none; NaN is one here, as the mark of an axis without spacing.
+    """
+    numbers = [float(word) for word in text.replace(",", " ").split()]
+    if any(math.isinf(number) for number in numbers):
+        raise ValueError("infinite")
+    return numbers
+
+
 def _nrrd_holds(path: Path) -> bool:
     with path.open("rb") as stream:
         fields, offset = _nrrd_header(stream)
-    # By the format's definition; without directions the scan would be taken for one that lies straight.
-    if ("space" in fields or "spacedimension" in fields) and "spacedirections" not in fields:
-        return False
     sizes = [int(word) for word in fields["sizes"].split()]
     each = next((size for size, names in _NRRD_BYTES.items() if fields["type"].lower() in names), None)
     if each is None or any(size < 1 for size in sizes):
@@ -154,27 +203,58 @@ def _nrrd_header(stream: BinaryIO) -> tuple[dict[str, str], int]:
     return fields, stream.tell()
 
 
-def _meta_image_holds(path: Path, expected: int) -> bool:
+def _meta_image_header(path: Path) -> tuple[dict[str, str], int]:
+    """Read the fields, and where the voxels begin if they are in the same file."""
     with path.open("rb") as stream:
         start = stream.read(1 << 16)
-    header = re.match(rb"(?s).*?^ElementDataFile\s*=\s*([^\r\n]*)\r?\n?", start, re.MULTILINE)
+    header = re.match(rb"(?s).*?^[ \t]*ElementDataFile\s*=[^\r\n]*\r?\n?", start, re.MULTILINE)
     if header is None:
-        return True
-    name = header.group(1).decode("utf-8", "replace").strip()
+        raise ValueError("no MetaImage")
+    lines = header.group(0).decode("utf-8", "replace").splitlines()
+    pairs = (line.partition("=") for line in lines)
+    return {key.strip(): value.strip() for key, found, value in pairs if found}, header.end()
+
+
+def _meta_image_is_sound(path: Path) -> bool:
+    fields, _ = _meta_image_header(path)
+    axes = int(fields["NDims"])
+    sizes = [int(word) for word in fields["DimSize"].split()]
+    counts = {
+        **dict.fromkeys(("Offset", "Position", "Origin", "ElementSpacing", "ElementSize", "CenterOfRotation"), axes),
+        **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), axes * axes),
+    }
+    geometry = {key: _numbers(fields[key]) for key in counts if key in fields}
+    words = [fields.get(key, "False") for key in ("BinaryData", "BinaryDataByteOrderMSB", "CompressedData")]
+    return (
+        1 <= axes <= 8
+        and len(sizes) == axes
+        and all(len(numbers) == counts[key] for key, numbers in geometry.items())
+        and ("ElementSpacing" in geometry or "ElementSize" in geometry)
+        and all(word.casefold() in ("true", "false", "1", "0") for word in words)
+        and int(fields.get("ElementNumberOfChannels", "1")) >= 1
+    )
+
+
+def _meta_image_holds(path: Path) -> bool:
+    fields, offset = _meta_image_header(path)
+    sizes = [int(word) for word in fields["DimSize"].split()]
+    channels = int(fields.get("ElementNumberOfChannels", "1"))
+    expected = math.prod(sizes) * channels * _META_BYTES[fields["ElementType"].removesuffix("_ARRAY")]
+    name = fields["ElementDataFile"]
     if name.upper().startswith("LIST") or "%" in name:
         return True
-    payload, offset = (path, header.end()) if name.upper() == "LOCAL" else (path.parent / name, 0)
-    if not payload.is_file():
+    payload, offset = (path, offset) if name.upper() == "LOCAL" else (path.parent / name, 0)
+    if not payload.is_file() or expected < 1:
         return False
-    if not re.search(rb"(?im)^CompressedData\s*=\s*(True|1)", header.group(0)):
+    if fields.get("CompressedData", "False").casefold() not in ("true", "1"):
         return payload.stat().st_size - offset >= expected
     # ITK reads without an error, and wrongly, where this size is missing or not right.
-    size = re.search(rb"(?m)^CompressedDataSize\s*=\s*(\d+)\s*$", header.group(0))
-    if size is None or int(size.group(1)) > payload.stat().st_size - offset:
+    length = int(fields["CompressedDataSize"])
+    if not 0 < length <= payload.stat().st_size - offset:
         return False
     with payload.open("rb") as stream:
         stream.seek(offset)
-        return _inflates(stream, expected, ZLIB, int(size.group(1)))
+        return _inflates(stream, expected, ZLIB, length)
 
 
 def _inflates(stream: BinaryIO, expected: int, window: int, length: int | None = None) -> bool:
@@ -218,3 +298,92 @@ def _blocks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
             return
         left = None if left is None else left - len(block)
         yield block
+
+
+# DICOM
+
+_LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_UNDEFINED = 0xFFFFFFFF
+_NATIVE = {"1.2.840.10008.1.2": ("<", False), "1.2.840.10008.1.2.1": ("<", True), "1.2.840.10008.1.2.2": (">", True)}
+
+
+def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
+    """Walk over the elements after the preamble: none may reach beyond the file, and all voxels must be there."""
+    syntax = _dicom_group_2(stream, end)
+    found: dict[str, int] = {}
+    if syntax not in _NATIVE:  # compressed slices: their decoder finds what is missing
+        return True
+    order, explicit = _NATIVE[syntax]
+    while stream.tell() + 8 <= end:
+        tag, length = _dicom_element(stream, order, explicit)
+        if tag == (0x7FE0, 0x0010):
+            samples, frames = found.get("samples", 1), found.get("frames", 1)
+            voxels = found["rows"] * found["columns"] * samples * frames
+            return length != _UNDEFINED and length >= voxels * found["bits"] // 8 and stream.tell() + length <= end
+        if length == _UNDEFINED:
+            _skip_sequence(stream, order, explicit, end)
+            continue
+        if stream.tell() + length > end:
+            return False
+        key = _DICOM_KEYS.get(tag)
+        if key is None:
+            stream.seek(length, 1)
+        elif key == "frames":
+            found[key] = int(stream.read(length).strip(b" \0") or b"1")
+        else:
+            found[key] = struct.unpack(f"{order}H", stream.read(length)[:2])[0]
+    return False
+
+
+_DICOM_KEYS = {
+    (0x0028, 0x0002): "samples",
+    (0x0028, 0x0008): "frames",
+    (0x0028, 0x0010): "rows",
+    (0x0028, 0x0011): "columns",
+    (0x0028, 0x0100): "bits",
+}
+
+
+def _dicom_group_2(stream: BinaryIO, end: int) -> str:
+    """Read the file meta information; return the transfer syntax, and stand at the first element after it."""
+    syntax = ""
+    while stream.tell() + 8 <= end:
+        start = stream.tell()
+        tag, length = _dicom_element(stream, "<", True)
+        if tag[0] != 2:
+            stream.seek(start)
+            return syntax
+        if stream.tell() + length > end:
+            break
+        value = stream.read(length)
+        syntax = value.strip(b" \0").decode("ascii", "replace") if tag == (2, 0x10) else syntax
+    raise ValueError("nothing after the file meta information")
+
+
+def _dicom_element(stream: BinaryIO, order: str, explicit: bool) -> tuple[tuple[int, int], int]:
+    """Read tag and length of the element at which the stream stands."""
+    group, element = struct.unpack(f"{order}2H", stream.read(4))
+    if not explicit or group == 0xFFFE:
+        return (group, element), struct.unpack(f"{order}I", stream.read(4))[0]
+    kind = stream.read(2)
+    if not kind.isalpha() or not kind.isupper():
+        raise ValueError("no value representation")
+    if kind in _LONG_LENGTHS:
+        return (group, element), struct.unpack(f"{order}2xI", stream.read(6))[0]
+    return (group, element), struct.unpack(f"{order}H", stream.read(2))[0]
+
+
+def _skip_sequence(stream: BinaryIO, order: str, explicit: bool, end: int) -> None:
+    """Go to the end of a sequence, or of an item, of undefined length; the depth is counted and not recursed into."""
+    depth = 1
+    while depth:
+        tag, length = _dicom_element(stream, order, explicit)
+        if tag in ((0xFFFE, 0xE0DD), (0xFFFE, 0xE00D)):
+            depth -= 1
+        elif length == _UNDEFINED:
+            depth += 1
+        elif tag != (0xFFFE, 0xE000):
+            # An item of known length is entered, because what is in it may be of unknown length or not.
+            if stream.tell() + length > end:
+                raise ValueError("an element reaches beyond the file")
+            stream.seek(length, 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.image_contents import is_complete
+from tcurlora.image_contents import has_sound_header, is_complete
 from tcurlora.whole_files import temporary_beside
 
 IMAGE_SUFFIXES = (
@@ -100,17 +99,22 @@ def _itk_quiet() -> Iterator[None]:
 
 def _read_file(path: Path) -> sitk.Image:
     _require_file(path)
+    if not has_sound_header(path):
+        raise _damaged_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     _guarded(path, reader.ReadImageInformation)
     _require_sound_header(reader, path)
-    _require_complete(reader, path)
+    _require_complete(path)
     image = _guarded(path, reader.Execute)
     volume: sitk.Image = image[:, :, :, 0] if image.GetDimension() == 4 else image
     return volume
 
 
 def _read_series(folder: Path) -> sitk.Image:
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size and not has_sound_header(file):
+            raise _damaged_header(file)
     ids = _guarded(folder, lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
     if not ids:
         raise InputError(
@@ -127,22 +131,36 @@ def _read_series(folder: Path) -> sitk.Image:
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), ids[0])
     if len(files) == 1:
         return _read_file(Path(files[0]))
-    _require_even_slices(folder, files)
+    centers = _require_even_slices(folder, files)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     volume: sitk.Image = _guarded(folder, reader.Execute)
+    _require_in_place(volume, folder, centers)
     return volume
 
 
-def _require_even_slices(folder: Path, files: Sequence[str]) -> None:
-    """Refuse a series with a missing or doubled slice: ITK would squeeze or stretch the patient."""
+def _require_even_slices(folder: Path, files: Sequence[str]) -> list[tuple[float, ...]]:
+    """Refuse a series with a missing or doubled slice: ITK would squeeze or stretch the patient.
+
+    Returns:
+        The place of the first voxel of each slice.
+    """
     centers: list[tuple[float, ...]] = []
+    first: tuple[Any, ...] = ()
     reader = sitk.ImageFileReader()
     for file in files:
         reader.SetFileName(file)
         _guarded(Path(file), reader.ReadImageInformation)
         if not centers:
             _require_sound_header(reader, Path(file), slices=len(files))
+        grid = (reader.GetSize(), np.round((*reader.GetDirection(), *reader.GetSpacing()[:2]), 3).tolist())
+        first = first or grid
+        if grid != first:
+            raise InputError(
+                f"The slices of the DICOM series in {folder} differ in size, voxel size or orientation.",
+                "Export the series again, without scouts and other pictures.",
+                "uneven_slices",
+            )
         centers.append(reader.GetOrigin())
     gaps = np.linalg.norm(np.diff(np.array(centers), axis=0), axis=1)
     if gaps.min() < 1e-4 or gaps.max() - gaps.min() > max(0.05 * float(np.median(gaps)), 0.02):
@@ -152,6 +170,24 @@ def _require_even_slices(folder: Path, files: Sequence[str]) -> None:
             "Export the series again, completely.",
             "uneven_slices",
         )
+    return centers
+
+
+def _require_in_place(volume: sitk.Image, folder: Path, centers: Sequence[Sequence[float]]) -> None:
+    """Refuse slices that are not stacked along their normal, as with a tilted gantry: ITK would straighten them."""
+    ends = [volume.TransformIndexToPhysicalPoint((0, 0, index)) for index in (0, len(centers) - 1)]
+    away = max(math.dist(end, center) for end, center in zip(ends, (centers[0], centers[-1]), strict=True))
+    if away > 0.5 * min(volume.GetSpacing()):
+        raise InputError(
+            f"The slices of the DICOM series in {folder} are not stacked straight: they would end up {away:.3g} mm "
+            "beside their place.",
+            "If the gantry was tilted, load the series in 3D Slicer, harden its transform, and export it from there.",
+            "tilted",
+        )
+
+
+def _damaged_header(path: Path) -> InputError:
+    return InputError(f"The header of {path} is damaged, or gives no voxel size.", _COPY_AGAIN, "unreadable")
 
 
 def _require_file(path: Path) -> None:
@@ -216,11 +252,9 @@ def _require_sound_header(reader: sitk.ImageFileReader, path: Path, slices: int 
         )
 
 
-def _require_complete(reader: sitk.ImageFileReader, path: Path) -> None:
+def _require_complete(path: Path) -> None:
     """Refuse a file that holds fewer bytes than its header promises, or whose compressed stream is broken."""
-    elements = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-    if not is_complete(path, elements, int(bits.group(1)) if bits else 8):
+    if not is_complete(path):
         raise InputError(
             f"{path} is damaged or was cut short: it holds less than its header says.", _COPY_AGAIN, "unreadable"
         )
@@ -278,7 +312,7 @@ def _written_whole(path: Path) -> bool:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
-        _require_complete(reader, path)
+        _require_complete(path)
     except (RuntimeError, InputError):
         return False
     return True

@@ -82,6 +82,8 @@ def _follow(
                 code = process.wait()
                 if code == 0:
                     return at, None
+                if target == "start":
+                    raise RuntimeError("A sound sample is not read; run this with --child FOLDER to see which.")
                 return at, {"input": at, "target": target, "outcome": "crash", "detail": f"exit code {code}"}
             said = json.loads(line)
             patience = seconds_each

@@ -104,7 +104,9 @@ def _write_segmentations(folder: Path) -> None:
     array = sitk.GetArrayFromImage(make_labels())
     layers = np.stack([(array == 1), (array == 7)], -1).astype(np.uint8)
     header = text.decode("utf-8").replace("dimension: 3", "dimension: 4").replace("encoding: gzip", "encoding: raw")
-    header = header.replace("sizes: 14 12 10", "sizes: 2 14 12 10").replace("space directions: ", "space directions: none ")
+    header = header.replace("sizes: 14 12 10", "sizes: 2 14 12 10").replace(
+        "space directions: ", "space directions: none "
+    )
     header = header.replace("kinds: ", "kinds: list ").replace("Segment1_Layer:=0", "Segment1_Layer:=1")
     header = header.replace("Segment1_LabelValue:=7", "Segment1_LabelValue:=1")
     (folder / "layers.seg.nrrd").write_bytes(header.encode() + b"\n\n" + layers.tobytes())

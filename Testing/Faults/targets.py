@@ -99,7 +99,9 @@ def same_place(image: sitk.Image, affines: Sequence[np.ndarray]) -> bool:
     corner = np.array([*(n - 1 for n in image.GetSize()), 1.0])
     for affine in affines:
         scale = max(1.0, float(np.abs(affine).max()), float(np.abs(affine @ corner).max()))
-        if np.allclose(own, affine, atol=1e-4 * scale) and np.allclose(own @ corner, affine @ corner, atol=1e-3 * scale):
+        if np.allclose(own, affine, atol=1e-4 * scale) and np.allclose(
+            own @ corner, affine @ corner, atol=1e-3 * scale
+        ):
             return True
     return False
 
@@ -350,7 +352,7 @@ def check_job(path: Path, sound: Path) -> None:
 
 def check_remembered(path: Path, sound: Path) -> None:
     value = JobFolder(path.parent.parent).remembered(path.stem)
-    if value is not None and value != json.loads(sound.read_text(encoding="utf-8")):
+    if value is not None and value != json.loads(sound.read_text(encoding="utf-8"))["value"]:
         raise Wrong(f"a damaged intermediate result was believed: {str(value)[:80]}")
 
 
@@ -372,8 +374,10 @@ def fresh_model(samples: Path) -> TensorCurModel:
 
 
 TARGETS = (
-    *(Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
-      for f in ("plain.nii", "packed.nii.gz", "whole.nii.gz")),
+    *(
+        Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
+        for f in ("plain.nii", "packed.nii.gz", "whole.nii.gz")
+    ),
     Target("NRRD raw", "images", "plain.nrrd", (m.damaged, m.nrrd, m.absurd_nrrd), check_image),
     Target("NRRD gzip", "images", "packed.nrrd", (m.damaged, m.nrrd, m.absurd_nrrd, m.repacked_gzip), check_image),
     Target("MHA raw", "images", "plain.mha", (m.damaged, m.meta_image, m.absurd_meta_image), check_image),

@@ -73,10 +73,22 @@ SLOTS = {"qMRMLNodeComboBox": {"setMRMLScene(vtkMRMLScene*)"}}
 STYLING = {"styleSheet", "font", "palette"}
 
 
+def _properties_of_qt() -> dict[str, set[str]]:
+    found = {}
+    for name, kind in vars(QtWidgets).items():
+        if isinstance(kind, type) and hasattr(kind, "staticMetaObject"):
+            meta = kind.staticMetaObject
+            found[name] = {meta.property(index).name() for index in range(meta.propertyCount())}
+    return found
+
+
+# Asked for once and at the start: PySide may forget a class's description when its last widget has gone.
+QT_PROPERTIES = _properties_of_qt()
+
+
 def qt_properties(name: str) -> set[str]:
-    """Ask Qt for the properties of one of its widget classes."""
-    meta = getattr(QtWidgets, name).staticMetaObject
-    return {meta.property(index).name() for index in range(meta.propertyCount())} - ONLY_QT_6.get(name, set())
+    """Give the properties of one of Qt's widget classes."""
+    return QT_PROPERTIES[name] - ONLY_QT_6.get(name, set())
 
 
 def properties_of(widget: str) -> set[str]:

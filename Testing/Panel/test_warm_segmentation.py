@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engines import make_engine
 from test_panel import PanelCase
 
+from TCurLoraSegmentLib.installation import InstallPlan
 from TCurLoraSegmentLib.jobs import jobs_folder
 from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.self_test import add_scan
@@ -53,11 +54,23 @@ class RealEngineTest(WarmCase):
         harness.close_module(self.widget)
         self.assertIsNone(start_of(pid))
 
-    def test_closing_ends_a_run_and_quitting_too(self) -> None:
+    def test_quitting_ends_a_run(self) -> None:
         self.start_segmenting("eins")
         pid = self.wait_for_process()
         harness.quit_application()
         self.assertIsNone(start_of(pid))
+
+    def test_installing_ends_it(self) -> None:
+        self.segment("eins")
+        pid = self.panel.warm.pid
+        section = self.panel.environment_section
+        section._plan = InstallPlan(Path(sys.executable), True, missing=("einops",))
+        harness.expect("ok_cancel", True)
+        section._on_install()
+        self.assertIsNone(start_of(pid))
+        self.assertTrue(harness.pip_calls)
+        harness.wait_until(lambda: self.ui.segmentButton.enabled, timeout_s=60)
+        self.segment("zwei")
 
 
 DONE = """

@@ -93,7 +93,9 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
             child.installEventFilter(self)
         if event.type() == QtCore.QEvent.Type.ChildPolished and self._collapsed and child.isWidgetType():
             self._was_visible.setdefault(child, not child.isHidden())
+            self._forcing = True
             child.setVisible(False)
+            self._forcing = False
         super().childEvent(event)
 
     def eventFilter(self, child: QtCore.QObject, event: QtCore.QEvent) -> bool:
