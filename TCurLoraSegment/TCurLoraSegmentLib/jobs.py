@@ -46,6 +46,11 @@ class Job:
         return self.path / "inputs"
 
     @property
+    def results(self) -> Path:
+        """The folder for what is brought back into the scene."""
+        return self.path / "results"
+
+    @property
     def log(self) -> Path:
         """What the engine's process says besides its events."""
         return self.path / "worker.log"
@@ -98,6 +103,11 @@ class Job:
     def cancelled(self) -> bool:
         """Whether it ended because the user wanted it to."""
         return _read_object(self.path / STATE).get("ended") == "cancelled"
+
+    def forget_scans(self) -> None:
+        """Remove what was exported and computed, and keep the log."""
+        for folder in (self.inputs, self.results):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self) -> None:
         """Remove the folder; what cannot be removed now is removed by `tidy` later."""

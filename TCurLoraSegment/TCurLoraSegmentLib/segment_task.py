@@ -85,7 +85,7 @@ class SegmentTask:
                 export_volume(volume, scan)
                 self._placements[scan.name] = capture(volume)
                 scans.append(scan)
-            arguments = settings.arguments(scans, self.job.path / "results", self.job.path)
+            arguments = settings.arguments(scans, self.job.results, self.job.path)
             job, finish = self.job.path, self._finish
             self._worker: Worker | WarmRequest = (
                 Worker(engine.command(*arguments), engine.environment(), job=job, on_event=on_event, on_finished=finish)
@@ -120,8 +120,9 @@ class SegmentTask:
         self._worker.cancel()
 
     def kill(self) -> None:
-        """End the worker at once."""
+        """End the worker at once; nobody waits for its result any more."""
         self._worker.kill()
+        self.job.delete()
 
     def scene_closed(self) -> None:
         """The scene of the volumes is gone: results must not appear in the next one."""
@@ -143,7 +144,11 @@ class SegmentTask:
             finished.messages.append(f"{name}: {entry['reason']}")
         if not outcome.ok and not result.get("failed"):
             finished.messages.append(outcome.sentence())
-        self.job.delete()  # the scans of the patients were exported there
+        # The scans of the patients were exported there. A log to which the sentence points is still wanted.
+        if outcome.log is not None and str(outcome.log) in outcome.sentence():
+            self.job.forget_scans()
+        else:
+            self.job.delete()
         self.finished = finished
         if self._on_finished is not None:
             self._on_finished(finished)

@@ -26,7 +26,7 @@ from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.scene_cases import CasePair
 
 SIZE = (40, 56, 40)
-STEPS = 12
+STEPS = 15
 STRUCTURE = "Hippocampus Ä 海馬"
 # Oblique and far from the origin, so that nothing is right by chance.
 ORIENTATION = ((0.96, -0.28, 0.0, 31.0), (0.28, 0.96, 0.0, -17.0), (0.0, 0.0, 1.0, 8.5))
@@ -116,6 +116,9 @@ class PanelTest(unittest.TestCase):
         self.assertIn("labeled cases", self.ui.adaptButton.toolTip)
         self.ui.addFromSceneButton.click()
         self.assertEqual(self.ui.casesTable.rowCount, 3)
+        combo = self.ui.structuresTable.cellWidget(0, 1)
+        combo.setCurrentIndex(combo.findText("anterior hippocampus + posterior hippocampus"))
+        slicer.app.processEvents()
         self._adapt("Köln 3 T 病院", steps=STEPS)
         self._wait(lambda: not self._busy(), 400)
         self.assertIn("is ready", self.ui.stageLabel.text)

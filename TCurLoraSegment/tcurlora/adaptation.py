@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tcurlora import __version__
+from tcurlora import __version__, distributed
 from tcurlora.adapter import TensorCurConfig, TensorCurModel
 from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter
 from tcurlora.adapter_library import is_adapter
-from tcurlora.cases import Case
+from tcurlora.cases import Case, Finding
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError
 from tcurlora.evaluation import Score
-from tcurlora.events import EventSink, Labelled, NullEvents, Tee
+from tcurlora.events import EventSink, Labelled, NullEvents, Tee, duration
 from tcurlora.job_folder import JobFolder, describe_inputs
+from tcurlora.memory import peak_bytes
 from tcurlora.preprocessing import CachedCase, cache_case
 from tcurlora.presets import DEFAULT_PRESET, training_settings
 from tcurlora.reports import build_report, model_card, summary_table
@@ -30,6 +32,8 @@ from tcurlora.site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training import TrainingResult, TrainingSettings, train
 
 TRIAL_STEPS = 3
+STEPS_SHARE = 0.75
+"""Part of a run's time that its steps take."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,60 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     """
     started = time.monotonic()
     out = Path(request.out)
+    if distributed.rank() > 0:
+        events = NullEvents()
+    if distributed.is_restart():  # what was done before is gone on with, where it came so far
+        resume = distributed.first(lambda: resume or JobFolder.is_one(job_folder))
     if resume and is_adapter(out):
-        return _finished(out, JobFolder.resume(job_folder, "adapt", asdict(request)), events)
+        return distributed.first(lambda: _finished(out, JobFolder.resume(job_folder, "adapt", asdict(request)), events))
+    device = distributed.shared(lambda _: choose_device(request.device), range(distributed.world()))[distributed.rank()]
+    settings = training_settings(request.method, request.seed)
+    site, findings = distributed.first(lambda: _checked_site(request, job_folder, events))
+    network = site.base.build()
+    config = site.config(network, request.method, request.rank, request.seed)
+
+    files = [site.base.weights, *(path for case in site.dataset.cases for path in (case.image, case.label))]
+    open_job = JobFolder.resume if resume else JobFolder.start
+    job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_inputs(files)))
+    if distributed.rank() == 0:
+        events = Tee(events, job.events)
+    for finding in findings:
+        events.emit("warning", code=finding.code, case=finding.case, message=f"{finding.message} {finding.remedy}")
+    events.emit("stage", name="prepare", title="Preparing the cases")
+
+    def prepare(numbered: tuple[int, Case]) -> CachedCase:
+        number, case = numbered
+        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache)
+        events.emit("progress", step=number, total=len(site.dataset.cases))
+        return prepared
+
+    cached = {case.name: case for case in distributed.shared(prepare, enumerate(site.dataset.cases, start=1))}
+
+    run = _Run(site, network, config, cached, settings, device, job, events)
+    folds = fold_cases(site.dataset.cases, request.folds, request.seed)
+    run = run.planned(request.steps, request.minutes, len(folds) + 1)
+    validation = run.cross_validate(folds)
+    events.emit("stage", name="train", title=f"Adapting on all {len(cached)} cases")
+    model, result = run.train(list(cached.values()), number=0)
+
+    report = run.report(model, result, validation, minutes=(time.monotonic() - started) / 60)
+    details = {"name": request.name or out.name, "method": request.method, **run.details(model, result)}
+    card = model_card({**model.config.to_dict(), **details}, report)
+
+    def finish() -> dict[str, Any]:
+        save_adapter(model.cpu(), out, details, report, card)
+        return _finished(out, job, events)
+
+    return distributed.first(finish)
+
+
+def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) -> tuple[Site, list[Finding]]:
+    out = Path(request.out)
     require_absent(out)
     if out.absolute() in (job_folder.absolute(), *job_folder.absolute().parents):
         raise InputError(
             f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder with --job."
         )
-    device = choose_device(request.device)
-    settings = training_settings(request.method, request.seed)
     events.emit("stage", name="check", title="Checking the cases")
     site = open_site(request.base, request.data, request.labels, request.mapping)
     findings = check_site(site)
@@ -100,35 +149,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     if errors:
         lines = "\n".join(f"  {f.case or 'all cases'}: {f.message} {f.remedy}" for f in errors)
         raise InputError(f"{len(errors)} problem(s) with the cases:\n{lines}", code=errors[0].code)
-    network = site.base.build()
-    config = site.config(network, request.method, request.rank, request.seed)
-
-    files = [site.base.weights, *(path for case in site.dataset.cases for path in (case.image, case.label))]
-    open_job = JobFolder.resume if resume else JobFolder.start
-    job = open_job(job_folder, "adapt", asdict(request), describe_inputs(files))
-    events = Tee(events, job.events)
-    for finding in findings:
-        events.emit("warning", code=finding.code, case=finding.case, message=f"{finding.message} {finding.remedy}")
-    events.emit("stage", name="prepare", title="Preparing the cases")
-    cached = {}
-    for number, case in enumerate(site.dataset.cases, start=1):
-        cached[case.name] = cache_case(case, site.structures, site.base.preprocessing, job.cache)
-        events.emit("progress", step=number, total=len(site.dataset.cases))
-
-    run = _Run(site, network, config, cached, settings, device, job, events)
-    folds = fold_cases(site.dataset.cases, request.folds, request.seed)
-    if request.steps is not None:
-        run = replace(run, settings=replace(settings, steps=request.steps))
-    elif request.minutes is not None:
-        run = replace(run, settings=replace(settings, steps=run.steps_for(request.minutes, len(folds) + 1)))
-    validation = run.cross_validate(folds)
-    events.emit("stage", name="train", title=f"Adapting on all {len(cached)} cases")
-    model, result = run.train(list(cached.values()), number=0)
-
-    report = run.report(model, result, validation, minutes=(time.monotonic() - started) / 60)
-    details = {"name": request.name or out.name, "method": request.method, **run.details(model, result)}
-    save_adapter(model.cpu(), out, details, report, model_card({**model.config.to_dict(), **details}, report))
-    return _finished(out, job, events)
+    return site, findings
 
 
 def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:
@@ -159,30 +180,45 @@ class _Run:
     job: JobFolder
     events: EventSink
 
-    def steps_for(self, minutes: float, trainings: int) -> int:
-        """Settle the number of steps once a job: a resumed one must not measure time again and come to others."""
-        steps = self.job.remembered("steps")
-        if steps is None:
-            trial = replace(self.settings, steps=TRIAL_STEPS, check_every=TRIAL_STEPS)
-            model = TensorCurModel(self.network, self.config)
-            groups, roi_size = self.site.groups(self.config), self.site.base.preprocessing.roi_size
-            started = time.monotonic()
-            train(model, list(self.cached.values()), groups, roi_size, trial, self.device, NullEvents())
-            # The trial has one check, which costs about as much as two steps.
-            seconds = (time.monotonic() - started) / (TRIAL_STEPS + 2)
-            # A part of the time is kept for checks, evaluation and saving.
-            steps = max(self.settings.check_every, int(minutes * 60 * 0.75 / (seconds * trainings)))
-            self.job.remember("seconds_per_step", seconds)
-            self.job.remember("steps", steps)
-        self.events.emit(
-            "stage",
-            name="plan",
-            title=f"{minutes:g} minutes: {steps} steps for each of {trainings} trainings",
-            steps=int(steps),
-            trainings=trainings,
-            seconds_per_step=self.job.remembered("seconds_per_step"),
+    def planned(self, steps: int | None, minutes: float | None, trainings: int) -> _Run:
+        """Measure a few steps, settle how many there will be, and say what the run will take.
+
+        It is done once a job: a resumed one must not measure time again and come to another number of steps.
+        """
+        plan = distributed.first(lambda: self.job.remembered("plan"))
+        if plan is None:
+            seconds, peak = self._measure()
+            # A part of the time goes to checks, evaluation and saving.
+            if minutes is not None:
+                steps = max(self.settings.check_every, int(minutes * 60 * STEPS_SHARE / (seconds * trainings)))
+            measured = {"steps": steps or self.settings.steps, "seconds_per_step": seconds, "peak_bytes": peak}
+            # The leading process's measures count, so that all take as many steps.
+            plan = distributed.first(lambda: measured)
+            distributed.first(partial(self.job.remember, "plan", plan))
+        settings = replace(self.settings, steps=int(plan["steps"]))
+        seconds = settings.steps * trainings * plan["seconds_per_step"] / STEPS_SHARE
+        title = (
+            f"{settings.steps} steps for each of {trainings} training{'s' if trainings > 1 else ''}: "
+            f"about {duration(seconds)}, {plan['peak_bytes'] / 2**30:.1f} GB of memory for a step"
         )
-        return int(steps)
+        self.events.emit("stage", name="plan", title=title, **plan, trainings=trainings, seconds=round(seconds, 1))
+        return replace(self, settings=settings)
+
+    def _measure(self) -> tuple[float, int]:
+        """Seconds and most bytes of a step."""
+        groups, roi_size = self.site.groups(self.config), self.site.base.preprocessing.roi_size
+        cases = list(self.cached.values())
+
+        def trial(steps: int, count: int) -> None:
+            model = TensorCurModel(self.network, self.config)
+            settings = replace(self.settings, steps=steps, check_every=steps)
+            train(model, cases[:count], groups, roi_size, settings, self.device, NullEvents())
+
+        peak = peak_bytes(lambda: trial(1, 1), self.device)  # which also warms up
+        started = time.monotonic()
+        trial(TRIAL_STEPS, len(cases))
+        # The trial has one check, which costs about as much as two steps.
+        return (time.monotonic() - started) / (TRIAL_STEPS + 2), peak
 
     def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
         """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
@@ -196,14 +232,14 @@ class _Run:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""
         done = []
         for number, held_out in enumerate(folds, start=1):
-            fold = self.job.remembered(f"fold-{number}")
+            fold = distributed.first(partial(self.job.remembered, f"fold-{number}"))
             if fold is None:
                 title = (
                     f"Cross-validation {number} of {len(folds)}: {len(held_out)} of {len(self.cached)} cases held out"
                 )
                 self.events.emit("stage", name=f"fold-{number}", title=title)
                 fold = self._validate_fold(number, held_out)
-                self.job.remember(f"fold-{number}", fold)
+                distributed.first(partial(self.job.remember, f"fold-{number}", fold))
             for part in ("base", "adapted"):
                 dice = [score["dice"] for score in fold[part] if score["dice"] is not None]
                 if dice:
@@ -214,15 +250,20 @@ class _Run:
     def _validate_fold(self, number: int, held_out: Sequence[Case]) -> dict[str, Any]:
         names = {case.name for case in held_out}
         untrained = TensorCurModel(self.network, self.config)
-        base_scores = score_cases(self.site.segmenter(untrained, self.device), held_out, self.site.structures)
+        base_scores = self._scores(untrained, held_out)
         model, result = self.train([item for name, item in self.cached.items() if name not in names], number)
-        scores = score_cases(self.site.segmenter(model, self.device), held_out, self.site.structures)
+        scores = self._scores(model, held_out)
         return {
             "cases": sorted(names),
             "best_step": result.best_step,
             "base": [asdict(score) for score in base_scores],
             "adapted": [asdict(score) for score in scores],
         }
+
+    def _scores(self, model: TensorCurModel, cases: Sequence[Case]) -> list[Score]:
+        segmenter = self.site.segmenter(model, self.device)
+        scores = distributed.shared(lambda case: score_cases(segmenter, [case], self.site.structures), cases)
+        return [score for of_case in scores for score in of_case]
 
     def report(
         self, model: TensorCurModel, result: TrainingResult, validation: Sequence[Mapping[str, Any]], minutes: float

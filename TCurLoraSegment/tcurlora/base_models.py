@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from monai.networks import nets
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tcurlora.catalogue import find_base_folder
 from tcurlora.errors import InputError
@@ -25,6 +26,9 @@ from tcurlora.labels import BACKGROUND, Structure
 from tcurlora.preprocessing import INTENSITY, Preprocessing
 
 NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet")
+LARGEST_ARGUMENT = 8192
+"""No size, width or count in a network's arguments is larger than this."""
+
 # Steps of a bundle's preprocessing that this program does in its own way, or that change nothing here.
 UNDERSTOOD = (
     "LoadImage",
@@ -99,15 +103,20 @@ class BaseModel:
         """
         arguments = {key: value for key, value in self.network_def.items() if key != "_target_"}
         class_name = self.network_def["_target_"]
+        state = read_weights(self.weights)
+        numbers = sum(tensor.numel() for tensor in state.values())
         try:
-            network: nn.Module = getattr(nets, class_name)(**arguments)
+            # First without memory, for those that can be made so: what the config asks for may be anything.
+            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _of_size(numbers):
+                getattr(nets, class_name)(**arguments)
+            with _of_size(numbers):
+                network: nn.Module = getattr(nets, class_name)(**arguments)
         except Exception as error:  # MONAI's networks raise many kinds of errors on arguments that do not fit.
             raise InputError(
                 f"The base model '{self.name}' describes a {class_name} that cannot be made: {error}.",
                 "Correct network_def in its configs/inference.json.",
                 "bad_bundle",
             ) from error
-        state = read_weights(self.weights)
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -119,6 +128,24 @@ class BaseModel:
         # The layout that convolutions run fastest in, on processors and on graphics cards.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return network.eval()
+
+
+@contextmanager
+def _of_size(numbers: int) -> Iterator[None]:
+    """Break off while a network is made that would have far more parameters or layers than its weights file."""
+    made = 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += 0 if parameter is None else parameter.numel()
+        if made > 2 * numbers + 1000:
+            raise ValueError("it would be larger than its weights")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class FileState(NamedTuple):
@@ -230,7 +257,18 @@ def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key, value in network_def.items():
         if has_expression(value) or (key.startswith("_") and key != "_target_"):
             raise _bad(folder, f"has an expression or a reference in network_def ('{key}'), which is never executed")
+    if not _is_modest(network_def):
+        raise _bad(folder, f"has a number above {LARGEST_ARGUMENT} in network_def")
     return {**network_def, "_target_": class_name}
+
+
+def _is_modest(value: Any) -> bool:
+    """Say whether no number, or list of numbers, in a network's arguments could make it absurdly large."""
+    if isinstance(value, dict):
+        return all(_is_modest(v) for v in value.values())
+    if isinstance(value, list):
+        return len(value) <= 64 and all(_is_modest(v) for v in value)
+    return not isinstance(value, int | float) or abs(value) <= LARGEST_ARGUMENT
 
 
 def _channels(metadata: Mapping[str, Any], folder: Path) -> tuple[str, ...]:

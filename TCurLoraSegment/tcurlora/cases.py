@@ -275,11 +275,8 @@ def _read_subjects(path: Path) -> dict[str, str]:
         raise InputError(
             f"The table {path} has no column 'file'.", "Give it the columns 'file' and 'subject'.", "bad_table"
         )
-    return {
-        stem(Path(row["file"])): row["subject"].strip()
-        for row in rows
-        if row["file"] and (row.get("subject") or "").strip()
-    }
+    named = [(row["file"], (row.get("subject") or "").strip()) for row in rows if row["file"]]
+    return {stem(Path(file)): subject for file, subject in named if subject}
 
 
 def _from_datalist(path: Path) -> Dataset:
@@ -299,7 +296,7 @@ def _from_datalist(path: Path) -> Dataset:
             problems.append(f"entry {number} of {path.name} does not name one image and one label")
             continue
         image, label = (path.parent / str(value) for value in values)
-        problems += [f"{file} does not exist" for file in (image, label) if not file.exists()]
+        problems += [f"{file} does not exist" for file in (image, label) if not _exists(file)]
         pairs.append((image, label, str(entry.get("subject", "")).strip()))
     names = _distinct_names([image for image, _, _ in pairs], path.parent)
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -309,6 +306,13 @@ def _from_datalist(path: Path) -> Dataset:
         for name, (image, label, subject) in sorted(zip(names, pairs, strict=True))
     ]
     return _dataset(path.parent, cases, _declared(content, path), problems)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with characters that no path has
+        return False
 
 
 def _distinct_names(images: Sequence[Path], folder: Path) -> list[str]:
@@ -354,7 +358,7 @@ def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
             (int(key), str(value)) if str(key).strip().isdigit() else (int(value), str(key))
             for key, value in labels.items()
         ]
-        if any(value < 0 or not name.strip() for value, name in pairs):
+        if any(not 0 <= value < 2**31 or not name.strip() for value, name in pairs):
             raise ValueError
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(

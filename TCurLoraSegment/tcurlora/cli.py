@@ -33,6 +33,11 @@ LOADS_MONAI: dict[str, tuple[str, ...]] = {
 """Commands that need MONAI, and what MONAI needs for them; it measures surface distances with scipy."""
 
 
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+SHARED = ("adapt", "segment")
+"""Commands that share their work among the processes that torchrun starts."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence instead of a page of usage."""
 
@@ -57,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = None
     try:
         options = build_parser().parse_args(arguments)
+        if UNDER_TORCHRUN in os.environ:
+            _join(options)
         done = attach() if options.attached and options.run is not _serve else None
         if is_program and options.command in LOADS_MONAI:
             from tcurlora.monai_import import import_monai
@@ -64,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_monai(LOADS_MONAI[options.command])
         code: int = options.run(options, events)
         sys.stdout.flush()
+        if UNDER_TORCHRUN in os.environ:
+            from tcurlora.distributed import leave
+
+            leave()
     except BrokenPipeError:
         # Whoever started this does not listen any more, so there is nobody left to work for or to tell.
         _silence()
@@ -186,6 +197,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _join(options: argparse.Namespace) -> None:
+    """Meet the other processes that torchrun has started."""
+    if options.command not in SHARED:
+        raise InputError(
+            f"'{options.command}' is no work for several processes.", "Start it without torchrun.", "usage"
+        )
+    if options.attached:
+        raise InputError("--attached is for a single process.", "Leave it out, and end torchrun itself.", "usage")
+    if options.device.startswith("cuda:"):
+        raise InputError("Under torchrun each process takes a graphics card of its own.", "Say --device cuda.", "usage")
+    from tcurlora.distributed import join
+
+    join()
+
+
 def in_words(error: OSError) -> TCurLoraError:
     """Say what could not be read or written."""
     named = f"'{error.filename}'" if error.filename else "A file"
@@ -286,6 +312,8 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
     summary = run_adapt(request, job, events, options.resume)
+    if not _leads():
+        return 0
     if not options.job:
         shutil.rmtree(job, ignore_errors=True)
     if not options.json:
@@ -303,8 +331,13 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     request = SegmentRequest(
         options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
     )
-    result = run_segment(request, events, Path(options.job) if options.job else None, options.segmenters)
-    if not options.json:
+    job = Path(options.job) if options.job else None
+    if job is None and UNDER_TORCHRUN in os.environ:
+        job = Path(f"{options.out}.job")  # tells processes that are started anew which results are of this run
+    result = run_segment(request, events, job, options.segmenters)
+    if job is not None and not options.job and _leads() and not result["failed"]:
+        shutil.rmtree(job, ignore_errors=True)
+    if not options.json and _leads():
         for entry in result["written"]:
             print(entry["labels"])
     return InputError.exit_code if result["failed"] else 0
@@ -465,7 +498,16 @@ def _minutes(text: str) -> float:
     return value
 
 
+def _leads() -> bool:
+    return UNDER_TORCHRUN not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def _report(events: EventSink, error: TCurLoraError) -> None:
+    if not _leads():
+        # What is wrong with the input, every process finds.
+        if not isinstance(error, (InputError, Cancelled)):
+            print(f"Process {int(os.environ['RANK']) + 1} of {os.environ['WORLD_SIZE']}: {error}", file=sys.stderr)
+        return
     try:
         if isinstance(events, JsonEvents):
             events.emit("error", code=error.code, message=error.message, remedy=error.remedy)

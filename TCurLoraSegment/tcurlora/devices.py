@@ -7,17 +7,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from tcurlora import distributed
 from tcurlora.errors import InputError, MemoryExhausted
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device; each process of a shared run has a card of its own.
 
     Raises:
         InputError: when the device is unknown or not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] == "cuda" and distributed.active():
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -230,7 +230,7 @@ def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
 
 
 def _require_resamplable(image: sitk.Image, spacing: Sequence[float]) -> None:
-    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for the grid that it asks for."""
+    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for a grid of that extent."""
     factors = [old / new for old, new in zip(image.GetSpacing(), spacing, strict=True)]
     voxels = math.prod(max(1.0, n * factor) for n, factor in zip(image.GetSize(), factors, strict=True))
     if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:

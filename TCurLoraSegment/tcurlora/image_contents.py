@@ -103,20 +103,30 @@ def _nifti_holds(path: Path) -> bool:
     if field("i", 0) == 540:
         sizes = struct.unpack_from(f"{order}8q", header, 16)
         kind, bits, offset = field("h", 12), field("h", 14), field("q", 168)
+        spacings = struct.unpack_from(f"{order}3d", header, 112)
         scale, single = (field("d", 176), field("d", 184)), header[4:6] == b"n+"
+        turn = struct.unpack_from(f"{order}3d", header, 352) if field("i", 344) > 0 else ()
     else:
         sizes = struct.unpack_from(f"{order}8h", header, 40)
         kind, bits, offset = field("h", 70), field("h", 72), field("f", 108)
+        spacings = struct.unpack_from(f"{order}3f", header, 80)
         scale, single = (field("f", 112), field("f", 116)), header[344:346] == b"n+"
+        turn = struct.unpack_from(f"{order}3f", header, 256) if field("h", 252) > 0 else ()
     each = _NIFTI_BYTES[int(kind)]
-    # NaN is what some programs write where they mean no scaling.
-    if bits != 8 * each or not math.isfinite(offset) or any(math.isinf(part) for part in scale):
+    used = sizes[1 : 1 + sizes[0]]
+    if (
+        min(used) < 1
+        or bits != 8 * each
+        or not math.isfinite(offset)
+        or any(math.isinf(part) for part in scale)  # NaN is what some programs write where they mean no scaling
+        or not all(math.isfinite(spacing) and spacing != 0 for spacing in spacings[: len(used)])
+        or not sum(part * part for part in turn) < 1.01  # a part of a unit quaternion
+    ):
         return False
-    expected = math.prod(sizes[1 : 1 + sizes[0]]) * each
+    expected = math.prod(used) * each
     if single:
-        if 0 != offset < 352:
-            return False
-        return _holds(path, max(int(offset), 352) + expected)
+        # ITK would take the end of the header for voxels.
+        return offset >= 352 and _holds(path, int(offset) + expected)
     candidates = [path.with_suffix(end) for end in (".img", ".IMG", ".img.gz")] if path.suffix.lower() == ".hdr" else []
     voxels = next((candidate for candidate in candidates if candidate.is_file()), path)
     return _holds(voxels, max(int(offset), 0) + expected)
@@ -302,6 +312,10 @@ def _blocks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
 
 # DICOM
 
+_SHORT_LENGTHS = (
+    *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"),
+    *(b"ST", b"TM", b"UI", b"UL", b"US"),
+)
 _LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _UNDEFINED = 0xFFFFFFFF
 _NATIVE = {"1.2.840.10008.1.2": ("<", False), "1.2.840.10008.1.2.1": ("<", True), "1.2.840.10008.1.2.2": (">", True)}
@@ -317,8 +331,10 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
     while stream.tell() + 8 <= end:
         tag, length = _dicom_element(stream, order, explicit)
         if tag == (0x7FE0, 0x0010):
-            samples, frames = found.get("samples", 1), found.get("frames", 1)
-            voxels = found["rows"] * found["columns"] * samples * frames
+            samples = found.get("samples", 1)
+            voxels = found["rows"] * found["columns"] * samples * found.get("frames", 1)
+            if samples != (3 if found.get("colors", 0) else 1) or found.get("stored", 1) > found["bits"]:
+                return False  # where ITK would read beyond the voxels, or other bits than are meant
             return length != _UNDEFINED and length >= voxels * found["bits"] // 8 and stream.tell() + length <= end
         if length == _UNDEFINED:
             _skip_sequence(stream, order, explicit, end)
@@ -330,6 +346,8 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
             stream.seek(length, 1)
         elif key == "frames":
             found[key] = int(stream.read(length).strip(b" \0") or b"1")
+        elif key == "colors":
+            found[key] = int(stream.read(length).startswith((b"RGB", b"YBR", b"HSV")))
         else:
             found[key] = struct.unpack(f"{order}H", stream.read(length)[:2])[0]
     return False
@@ -337,10 +355,12 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
 
 _DICOM_KEYS = {
     (0x0028, 0x0002): "samples",
+    (0x0028, 0x0004): "colors",
     (0x0028, 0x0008): "frames",
     (0x0028, 0x0010): "rows",
     (0x0028, 0x0011): "columns",
     (0x0028, 0x0100): "bits",
+    (0x0028, 0x0101): "stored",
 }
 
 
@@ -348,11 +368,11 @@ def _dicom_group_2(stream: BinaryIO, end: int) -> str:
     """Read the file meta information; return the transfer syntax, and stand at the first element after it."""
     syntax = ""
     while stream.tell() + 8 <= end:
-        start = stream.tell()
-        tag, length = _dicom_element(stream, "<", True)
-        if tag[0] != 2:
-            stream.seek(start)
+        group = stream.read(2)
+        stream.seek(-2, 1)
+        if group != b"\2\0":
             return syntax
+        tag, length = _dicom_element(stream, "<", True)
         if stream.tell() + length > end:
             break
         value = stream.read(length)
@@ -366,10 +386,10 @@ def _dicom_element(stream: BinaryIO, order: str, explicit: bool) -> tuple[tuple[
     if not explicit or group == 0xFFFE:
         return (group, element), struct.unpack(f"{order}I", stream.read(4))[0]
     kind = stream.read(2)
-    if not kind.isalpha() or not kind.isupper():
-        raise ValueError("no value representation")
     if kind in _LONG_LENGTHS:
         return (group, element), struct.unpack(f"{order}2xI", stream.read(6))[0]
+    if kind not in _SHORT_LENGTHS:
+        raise ValueError("no value representation")
     return (group, element), struct.unpack(f"{order}H", stream.read(2))[0]
 
 

@@ -131,21 +131,24 @@ def _read_series(folder: Path) -> sitk.Image:
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), ids[0])
     if len(files) == 1:
         return _read_file(Path(files[0]))
-    centers = _require_even_slices(folder, files)
+    centers, one_type = _require_even_slices(folder, files)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
+    if not one_type:  # Slices that are scaled would be rounded to the type of a first one that is not.
+        reader.SetOutputPixelType(sitk.sitkFloat32)
     volume: sitk.Image = _guarded(folder, reader.Execute)
     _require_in_place(volume, folder, centers)
     return volume
 
 
-def _require_even_slices(folder: Path, files: Sequence[str]) -> list[tuple[float, ...]]:
+def _require_even_slices(folder: Path, files: Sequence[str]) -> tuple[list[tuple[float, ...]], bool]:
     """Refuse a series with a missing or doubled slice: ITK would squeeze or stretch the patient.
 
     Returns:
-        The place of the first voxel of each slice.
+        The place of the first voxel of each slice, and whether all slices have one pixel type.
     """
     centers: list[tuple[float, ...]] = []
+    types: set[int] = set()
     first: tuple[Any, ...] = ()
     reader = sitk.ImageFileReader()
     for file in files:
@@ -162,6 +165,7 @@ def _require_even_slices(folder: Path, files: Sequence[str]) -> list[tuple[float
                 "uneven_slices",
             )
         centers.append(reader.GetOrigin())
+        types.add(reader.GetPixelID())
     gaps = np.linalg.norm(np.diff(np.array(centers), axis=0), axis=1)
     if gaps.min() < 1e-4 or gaps.max() - gaps.min() > max(0.05 * float(np.median(gaps)), 0.02):
         raise InputError(
@@ -170,7 +174,7 @@ def _require_even_slices(folder: Path, files: Sequence[str]) -> list[tuple[float
             "Export the series again, completely.",
             "uneven_slices",
         )
-    return centers
+    return centers, len(types) == 1
 
 
 def _require_in_place(volume: sitk.Image, folder: Path, centers: Sequence[Sequence[float]]) -> None:
@@ -213,7 +217,7 @@ def _guarded(path: Path, action: Callable[[], Any]) -> Any:
                 "Resample the scan onto a straight grid, for example in 3D Slicer with 'Resample Scalar Volume'.",
                 "sheared",
             ) from error
-        if "bad_alloc" in text or "llocat" in text:
+        if "bad_alloc" in text or "allocate memory" in text:
             raise InputError(
                 f"The image {path} does not fit into memory.",
                 "Crop it, or use a machine with more memory.",

@@ -32,6 +32,11 @@ class JobFolder:
         self.cache = path / "cache"
         self.events = FileEvents(path / "events.jsonl")
 
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a job was started in that folder."""
+        return (path / "job.json").is_file()
+
     @classmethod
     def start(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
         """Make a new job; what an earlier one left in the folder is removed, but not `STARTERS_FILES`.
@@ -48,7 +53,7 @@ class JobFolder:
         """
         is_file = path.exists() and not path.is_dir()
         found = [entry for entry in path.iterdir() if entry.name not in STARTERS_FILES] if path.is_dir() else []
-        if is_file or (found and not (path / "job.json").is_file()):
+        if is_file or (found and not cls.is_one(path)):
             raise InputError(
                 f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
             )

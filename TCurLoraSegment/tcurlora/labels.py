@@ -31,7 +31,14 @@ class Structure:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Structure:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: when it is anything else.
+        """
         color = entry.get("color")
+        if not 0 < int(entry["value"]) < 2**31:
+            raise ValueError(f"{entry['value']} is no label number")
         return cls(
             name=str(entry["name"]),
             value=int(entry["value"]),

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tcurlora import distributed
 from tcurlora.adapter_files import require_absent
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.events import EventSink, Tee
+from tcurlora.events import EventSink, NullEvents, Tee
 from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
 from tcurlora.job_folder import JobFolder, describe_inputs
 from tcurlora.label_files import write_segmentation
@@ -47,8 +48,12 @@ class Task:
     uncertainty: Path | None
 
 
-def plan_tasks(request: SegmentRequest) -> list[Task]:
+def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
     """Find the scans and name the results, before anything is computed.
+
+    Args:
+        request: what to do.
+        again: whether results that exist already are of this run.
 
     Raises:
         InputError: when a scan is missing, two results would have one name, or a result exists already.
@@ -85,7 +90,7 @@ def plan_tasks(request: SegmentRequest) -> list[Task]:
                 "Segment them into two folders.",
                 "same_name",
             )
-        for path in filter(None, (task.labels, task.uncertainty)):
+        for path in () if again else filter(None, (task.labels, task.uncertainty)):
             require_absent(path)
     return tasks
 
@@ -110,24 +115,31 @@ def run_segment(
     Raises:
         InputError: when the request cannot be met at all, or when a single scan cannot be used.
     """
-    tasks = plan_tasks(request)
+    if distributed.rank() > 0:
+        events = NullEvents()
+    again = distributed.first(lambda: job_folder is not None and _was_begun(request, job_folder))
+    tasks, left = distributed.first(lambda: _planned(request, again))
     events.emit("stage", name="load", title="Loading the model")
     opener = SegmenterCache() if segmenters is None else segmenters
     segmenter = opener.open(request.model, request.base, request.device, request.overlap)
     del opener  # and with it, where nobody keeps it, the base that the adapter has been merged into
     job = None
     if job_folder is not None:
+        open_job = JobFolder.resume if again else JobFolder.start
         inputs = describe_inputs([task.scan for task in tasks])
-        job = JobFolder.start(job_folder, "segment", asdict(request), inputs)
-        events = Tee(events, job.events)
-    events.emit("stage", name="segment", title=f"Segmenting {len(tasks)} scan{'s' if len(tasks) > 1 else ''}")
-    written: list[dict[str, str]] = []
-    failed: list[dict[str, str]] = []
-    for number, task in enumerate(tasks, start=1):
+        job = distributed.first(lambda: open_job(job_folder, "segment", asdict(request), inputs))
+        if distributed.rank() == 0:
+            events = Tee(events, job.events)
+    events.emit("stage", name="segment", title=f"Segmenting {len(left)} scan{'s' if len(left) > 1 else ''}")
+    done = len(tasks) - len(left)
 
-        def on_window(part: float, done: int = number - 1) -> None:
-            events.emit("progress", step=done, total=len(tasks), part=round(part, 3))
+    def segment(numbered: tuple[int, Task]) -> TCurLoraError | None:
+        number, task = numbered
 
+        def on_window(part: float) -> None:
+            events.emit("progress", step=number - 1, total=len(tasks), part=round(part, 3))
+
+        problem = None
         try:
             labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty, on_window)
             task.labels.parent.mkdir(parents=True, exist_ok=True)
@@ -137,17 +149,47 @@ def run_segment(
         except TCurLoraError as error:
             if len(tasks) == 1 or error.exit_code != InputError.exit_code:
                 raise
-            failed.append({"scan": str(task.scan), "reason": str(error)})
+            problem = error
             events.emit("warning", code=error.code, message=f"{task.scan.name}: {error}")
+        events.emit("progress", step=number, total=len(tasks))
+        return problem
+
+    problems = dict(zip(left, distributed.shared(segment, enumerate(left, start=done + 1)), strict=True))
+    written: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
+    for task in tasks:
+        problem = problems.get(task)
+        if problem is not None:
+            failed.append({"scan": str(task.scan), "reason": str(problem)})
         else:
             entry = {"scan": str(task.scan), "labels": str(task.labels)}
             written.append(entry | ({"uncertainty": str(task.uncertainty)} if task.uncertainty else {}))
-        events.emit("progress", step=number, total=len(tasks))
     result = {"written": written, "failed": failed}
-    if job is not None:
-        job.finish(result)
-    events.emit("result", **result)
+    if distributed.rank() == 0:
+        for number, (task, problem) in enumerate(problems.items()):
+            if problem is not None and number % distributed.world() > 0:  # its own it has told already
+                events.emit("warning", code=problem.code, message=f"{task.scan.name}: {problem}")
+        if job is not None:
+            job.finish(result)
+        events.emit("result", **result)
     return result
+
+
+def _was_begun(request: SegmentRequest, job_folder: Path) -> bool:
+    """Whether torchrun has started this run anew, after it had begun to segment."""
+    if not distributed.is_restart():
+        return False
+    try:
+        JobFolder.resume(job_folder, "segment", asdict(request))
+    except InputError:
+        return False
+    return True
+
+
+def _planned(request: SegmentRequest, again: bool) -> tuple[list[Task], list[Task]]:
+    """All tasks, and those that are left to do; the labels of a scan are written last."""
+    tasks = plan_tasks(request, again)
+    return tasks, [task for task in tasks if not task.labels.exists()]
 
 
 def _scans(path: Path) -> list[Path]:

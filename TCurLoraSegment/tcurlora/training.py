@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tcurlora import distributed
 from tcurlora.adapter import AdaptedModel
 from tcurlora.devices import autocast, half_precision, out_of_memory_as_error
 from tcurlora.errors import MemoryExhausted, TCurLoraError
@@ -152,11 +154,13 @@ def train(
     # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    state = _load_checkpoint(checkpoint, settings) if checkpoint else None
+    state = distributed.first(lambda: _load_checkpoint(checkpoint, settings)) if checkpoint else None
     result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
     augment = augmentation(roi_size)
     monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
-    micro_batch = settings.batch
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = distributed.own_rows(settings.batch)
+    micro_batch = max(1, len(rows))
     started, first_step = time.monotonic(), result.steps
     last_loss_at = -math.inf
 
@@ -169,26 +173,31 @@ def train(
 
     def monitor_loss() -> float:
         model.eval()
-        with torch.no_grad(), out_of_memory_as_error(device):
-            return float(np.mean([batch_loss(patch).item() for patch in monitor]))
+
+        def measure(patch: dict[str, Tensor]) -> float:
+            with torch.no_grad(), out_of_memory_as_error(device):
+                return batch_loss(patch).item()
+
+        return float(np.mean(distributed.shared(measure, monitor)))
 
     if state is None:
         result.best_loss = monitor_loss()  # a training that only makes things worse ends where it started
     while result.steps < settings.steps and not _stalled(result, settings):
         step = result.steps
-        batch = _draw_batch(cases, augment, settings, step)
+        patches = _draw_patches(cases, augment, settings, step, rows)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, settings)
         model.train()
         while True:
-            # Dropout is seeded by the step, so that a resumed or repeated step is the same step.
-            torch.manual_seed(settings.seed * 1_000_003 + step)
             try:
                 with out_of_memory_as_error(device):
                     loss = 0.0
-                    for part in _split(batch, micro_batch):
-                        share = len(part["image"]) / settings.batch
-                        part_loss = batch_loss(part) * share
+                    for start in range(0, len(rows), micro_batch):
+                        part = slice(start, start + micro_batch)
+                        # Dropout is seeded by the step, so that a resumed, repeated or shared step is the same step.
+                        torch.manual_seed(settings.seed * 1_000_003 + step)
+                        with _dropout(rows[part], settings.batch):
+                            part_loss = batch_loss(_stack(patches[part])) * (len(rows[part]) / settings.batch)
                         scaler.scale(part_loss).backward()
                         loss += part_loss.item()
                 break
@@ -198,6 +207,7 @@ def train(
                     raise
                 micro_batch = 1
                 events.emit("warning", message="Memory ran out; going on with one patch at a time.")
+        loss = distributed.sum_gradients(trained, loss, device)
         if not math.isfinite(loss):
             raise TCurLoraError(
                 f"The training loss became {loss} at step {step + 1}.",
@@ -205,7 +215,7 @@ def train(
                 "diverged",
             )
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -221,7 +231,7 @@ def train(
             result.curve.append({"step": step + 1, "loss": loss, "monitor_loss": monitored})
             if monitored < result.best_loss:
                 result.best_loss, result.best_step, best = monitored, step + 1, model.trained_state()
-            if checkpoint:
+            if checkpoint and distributed.rank() == 0:
                 _save_checkpoint(checkpoint, settings, model, optimizer, scaler, result, best)
     model.load_trained_state(best)
     return result
@@ -241,19 +251,28 @@ def _optimizer(model: AdaptedModel, settings: TrainingSettings) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=0.0)
 
 
-def _draw_batch(
-    cases: Sequence[CachedCase], augment: Compose, settings: TrainingSettings, step: int
-) -> dict[str, Tensor]:
-    """Draw and augment the patches of one step; they depend on seed and step only."""
+def _draw_patches(
+    cases: Sequence[CachedCase], augment: Compose, settings: TrainingSettings, step: int, rows: Sequence[int]
+) -> list[dict[str, Tensor]]:
+    """Draw and augment patches of one step's batch; they depend on seed, step and row only."""
     epoch_length = len(cases)
     patches = []
-    for position in range(step * settings.batch, (step + 1) * settings.batch):
+    for row in rows:
+        position = step * settings.batch + row
         epoch, index = divmod(position, epoch_length)
         order = np.random.default_rng((settings.seed, epoch)).permutation(epoch_length)
         patch_seed = int(np.random.default_rng((settings.seed, 1, position)).integers(2**31))
         augment.set_random_state(patch_seed)
         patches += augment(_tensors(cases[order[index]]))  # the cropping transform gives a list of one patch
+    return patches
+
+
+def _stack(patches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.stack([patch[key] for patch in patches]) for key in KEYS}
+
+
+def _dropout(rows: Sequence[int], batch: int) -> AbstractContextManager[Any]:
+    return nullcontext() if len(rows) == batch else distributed.DropoutOfBatch(rows, batch)
 
 
 def _tensors(case: CachedCase) -> dict[str, Tensor]:
@@ -272,11 +291,6 @@ def _monitor_patch(case: CachedCase, roi_size: Sequence[int]) -> dict[str, Tenso
         tensors = {key: value[(slice(None), *window)] for key, value in tensors.items()}
     padded = Compose([SpatialPadd(KEYS, roi_size), EnsureTyped(KEYS, track_meta=False)])(tensors)
     return {key: padded[key][(slice(None), *(slice(0, r) for r in roi_size))][None] for key in KEYS}
-
-
-def _split(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    starts = range(0, len(batch["image"]), size)
-    return [{key: value[start : start + size] for key, value in batch.items()} for start in starts]
 
 
 def _save_checkpoint(

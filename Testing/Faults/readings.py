@@ -1,4 +1,4 @@
-"""Second opinions: small readers of their own for what the engine reads with SimpleITK, safetensors and its own code."""
+"""Second opinions: small readers of their own for what the engine reads with SimpleITK, safetensors and own code."""
 
 from __future__ import annotations
 
@@ -94,13 +94,18 @@ def _nifti(path: Path) -> Reading:
     voxels = np.asarray(image.dataobj)
     if voxels.dtype.kind == "f":
         voxels = np.where(np.isfinite(voxels), voxels, 0)  # as every program does that reads with ITK
+    if voxels.dtype.names:
+        voxels = np.stack([voxels[name] for name in voxels.dtype.names], -1)  # colors
+        return Reading(voxels.transpose(2, 1, 0, 3), _nifti_affines(header), {})
     if voxels.ndim == 4 and voxels.shape[3] == 1:
         voxels = voxels[..., 0]
-    affines = [
-        np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, float)
-        for affine in (header.get_sform(), header.get_qform(), header.get_base_affine())
-    ]
-    return Reading(voxels.transpose(2, 1, 0), affines, {})
+    return Reading(voxels.transpose(2, 1, 0), _nifti_affines(header), {})
+
+
+def _nifti_affines(header: Any) -> list[np.ndarray]:
+    """All that the header may mean, in left-posterior-superior mm."""
+    ways = (header.get_sform, header.get_qform, header.get_base_affine)
+    return [np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(way(), float) for way in ways]
 
 
 def _nrrd(path: Path) -> Reading:
@@ -161,9 +166,9 @@ def _meta_image(path: Path) -> Reading:
         body = zlib.decompressobj(15).decompress(body)
     flat = np.frombuffer(body, dtype, int(np.prod(sizes)) * channels)
     affine = np.eye(4)
-    matrix = np.array([float(x) for x in fields["TransformMatrix"].split()]).reshape(3, 3).T
+    matrix = np.array([float(x) for x in fields.get("TransformMatrix", "1 0 0 0 1 0 0 0 1").split()]).reshape(3, 3).T
     affine[:3, :3] = matrix * np.array([float(x) for x in fields["ElementSpacing"].split()])
-    affine[:3, 3] = [float(x) for x in fields["Offset"].split()]
+    affine[:3, 3] = [float(x) for x in fields.get("Offset", "0 0 0").split()]
     shape = (*sizes[::-1], channels) if channels > 1 else tuple(sizes[::-1])
     return Reading(flat.reshape(shape), [affine], fields)
 

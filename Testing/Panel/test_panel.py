@@ -507,6 +507,18 @@ class SegmentTest(PanelCase):
         self.assertEqual(selector.selectedModule, "SegmentEditor")
 
 
+class CrashedSegmentTest(PanelCase):
+    engine = ("segment", 'print("Traceback: 頭", file=sys.stderr, flush=True); os.kill(os.getpid(), 9)')
+
+    def test_a_crash_is_told_with_its_last_words_and_leaves_no_scan(self) -> None:
+        self.panel.parameters.set_node("input", add_scan("scan", 1, labeled=False)[0])
+        self.panel.refresh()
+        self.ui.segmentButton.click()
+        self.wait_for_end()
+        self.assertIn("Traceback: 頭", self.ui.segmentStatus.text)
+        self.assertEqual(list(jobs_folder().iterdir()), [])
+
+
 APART = """
 import sys, os
 sys.path[:0] = sys.argv[1:]

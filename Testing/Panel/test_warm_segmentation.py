@@ -69,7 +69,7 @@ class RealEngineTest(WarmCase):
         section._on_install()
         self.assertIsNone(start_of(pid))
         self.assertTrue(harness.pip_calls)
-        harness.wait_until(lambda: self.ui.segmentButton.enabled, timeout_s=60)
+        harness.wait_until(lambda: self.ui.checkEnvironmentButton.enabled, timeout_s=60)
         self.segment("zwei")
 
 

@@ -1,0 +1,68 @@
+"""What torchrun starts in the tests: the command line, with a fault in one process the first time it is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tcurlora.monai_import import import_monai
+
+import_monai(("scipy",))
+
+from tcurlora import adaptation, distributed, segmentation
+from tcurlora.cli import main
+from tcurlora.errors import MemoryExhausted
+
+PLACE = Path(os.environ["TORCHRUN_TEST_PLACE"])
+FAULT = os.environ.get("TORCHRUN_TEST_FAULT", "")
+FAULTY = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
+def on_call(number: int, function: Callable[..., Any], fault: Callable[[], None]) -> Callable[..., Any]:
+    """Let a function fail when it is called for that time."""
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and FAULTY:
+            fault()
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def run_out_of_memory() -> None:
+    raise MemoryExhausted("The computer ran out of memory.")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Note which scans are segmented by which process."""
+
+    def write(labels: Any, structures: Any, path: Path) -> None:
+        function(labels, structures, path)
+        with (PLACE / "written.txt").open("a", encoding="utf-8") as log:
+            log.write(f"{os.environ['RANK']} {path.name}\n")
+
+    return write
+
+
+if __name__ == "__main__":
+    # Three patches cannot be shared equally by two processes.
+    settings = adaptation.training_settings
+    adaptation.training_settings = lambda *given: replace(settings(*given), batch=3, check_every=2)  # type: ignore[assignment]
+    if FAULT == "memory":  # four steps are taken to measure, so this is the training's fourth
+        distributed.sum_gradients = on_call(8, distributed.sum_gradients, run_out_of_memory)
+    segmentation.write_segmentation = logged(segmentation.write_segmentation)  # type: ignore[assignment]
+    if FAULT == "death":
+        segmentation.read_image = on_call(2, segmentation.read_image, die)
+    sys.exit(main())

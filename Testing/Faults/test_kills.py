@@ -1,0 +1,25 @@
+"""A few of the kills that `kills.py` does by dozens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import kills
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return kills.make_inputs(tmp_path_factory.mktemp("kill inputs"))
+
+
+def test_killed_adaptations_end_as_an_unbroken_one(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert sum(kills.kill_adaptations(*inputs, tmp_path, count=2, seed=3).values()) == 2
+
+
+def test_killed_segmentations_leave_a_whole_result_or_none(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    scan = inputs[1] / "images" / "scan0.nii.gz"
+    assert sum(kills.kill_segmentations(inputs[0], scan, tmp_path, count=1).values()) == 1
