@@ -29,6 +29,9 @@ WEIGHTS = "adapter_model.safetensors"
 REPORT = "report.json"
 CARD = "README.md"
 
+_TAME = re.compile(r"[^+*?{}]*([+*?][^+*?{}]*){0,3}")
+_HARD = re.compile(r"\)[+*?]")
+
 
 def save_adapter(
     model: TensorCurModel,
@@ -73,7 +76,12 @@ def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = 
     """
     folder = Path(folder)
     content = read_adapter_config(folder)
-    state = _read_state(folder, content.get("weights_sha256"))
+    try:
+        state = _read_state(folder, content.get("weights_sha256"))
+    except InputError:
+        # It may have been replaced by another one in between; a second look meets both files of one adapter.
+        content = read_adapter_config(folder)
+        state = _read_state(folder, content.get("weights_sha256"))
     config = TensorCurConfig.from_dict(content)
     if content.get("base_model", {}).get("fingerprint") != (identity or fingerprint(network)):
         name = content.get("base_model", {}).get("name", "another one")
@@ -82,6 +90,8 @@ def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = 
             "Use the base model that is named in the adapter's README.md.",
             "other_base",
         )
+    if not all(_is_tame(pattern) for pattern in (*config.modules_to_save, *(config.target_modules or ()))):
+        raise _damaged(folder)
     stacks = len(config.stacks or ())
     try:
         index_sets = [(state[f"rows.{i}"].long(), state[f"columns.{i}"].long()) for i in range(stacks)]
@@ -94,6 +104,17 @@ def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = 
         raise _damaged(folder)
     model.load_trained_state(state)
     return model
+
+
+def _is_tame(pattern: object) -> bool:
+    """Say whether a regular expression from a file needs no more than a moment, whatever text it is searched in."""
+    # Repeated groups and many repetitions are what can take years.
+    return (
+        isinstance(pattern, str)
+        and len(pattern) <= 200
+        and bool(_TAME.fullmatch(pattern))
+        and not _HARD.search(pattern)
+    )
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +26,8 @@ REPORT = "report.json"
 CARD = "README.md"
 ADAPTER_FILES = (CONFIG, WEIGHTS, REPORT, CARD)
 MAX_BYTES = 2**30
+STALE_S = 3600.0
+"""No import takes so long; what is older was left by a process that was killed."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -62,7 +66,13 @@ def list_adapters(library: Path | None = None) -> list[dict[str, Any]]:
     """
     library = library or library_folder()
     folders = sorted(library.iterdir()) if library.is_dir() else []
-    return [_entry(folder) for folder in folders if not folder.name.startswith(".") and (folder / CONFIG).is_file()]
+    entries = []
+    for folder in folders:
+        # Another process may remove or replace an adapter while it is looked at.
+        with suppress(FileNotFoundError):
+            if not folder.name.startswith(".") and (folder / CONFIG).is_file():
+                entries.append(_entry(folder))
+    return entries
 
 
 def show_adapter(name: str | Path, library: Path | None = None) -> dict[str, Any]:
@@ -171,9 +181,11 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(archive, opened)
             library.mkdir(parents=True, exist_ok=True)
+            _tidy(library)
             with tempfile.TemporaryDirectory(prefix=".import-", dir=library) as scratch:
-                new, old = Path(scratch, "new"), Path(scratch, "old")
+                new, old = Path(scratch, "new"), Path(scratch, "old", name)
                 new.mkdir()
+                old.parent.mkdir()
                 for file_name, info in members.items():
                     with opened.open(info) as source, (new / file_name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
@@ -181,8 +193,13 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
                     raise InputError(f"'{archive}' is not a usable adapter: {_problem(new)}.", "", "not_an_adapter")
                 if target.exists():
                     os.replace(target, old)
-                os.replace(new, target)
-    except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeError) as error:
+                try:
+                    os.replace(new, target)
+                except OSError:
+                    if old.exists() and not target.exists():
+                        os.replace(old, target)
+                    raise
+    except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeError, NotImplementedError, ValueError) as error:
         raise InputError(f"'{archive}' is not a readable zip file.", "Copy or export it anew.", "bad_zip") from error
     except OSError as error:
         raise _cannot("import", archive, error) from error
@@ -202,6 +219,7 @@ def remove_adapter(name: str, library: Path | None = None) -> None:
         raise InputError(f"The library has no adapter '{name}'.", "See `tcurlora adapters list`.", "unknown_adapter")
     _require_removable(folder)
     try:
+        _tidy(library)
         # The folder leaves the list in one step, so that no half adapter is ever seen.
         with tempfile.TemporaryDirectory(prefix=".remove-", dir=library) as scratch:
             os.replace(folder, Path(scratch, "old"))
@@ -234,6 +252,18 @@ def rename_adapter(name: str, new_name: str, library: Path | None = None) -> Pat
     except OSError as error:
         raise _cannot("rename", folder, error) from error
     return target
+
+
+def _tidy(library: Path) -> None:
+    """Clear what killed processes left; an adapter that one of them was about to replace gets its place back."""
+    for scratch in library.glob(".*-*"):
+        with suppress(OSError):
+            if not scratch.name.startswith((".import-", ".remove-")) or time.time() - scratch.stat().st_mtime < STALE_S:
+                continue
+            for old in scratch.glob("old/*") if scratch.name.startswith(".import-") else ():
+                if is_adapter(old) and not (library / old.name).exists():
+                    os.replace(old, library / old.name)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _checked_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -215,8 +215,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for key in ("state_dict", "model"):
             if isinstance(state.get(key), dict):
                 state = state[key]
-        if not all(isinstance(name, str) for name in state):
-            raise ValueError("a name is no text")
+        if not state or not all(isinstance(name, str) for name in state):
+            raise ValueError("there are no names, or one is no text")
         weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         # A network with any other value has no opinion on any voxel, and does not say so.
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):

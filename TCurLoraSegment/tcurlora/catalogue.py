@@ -357,7 +357,7 @@ def _unpack(archive: Path, folder: Path, limit: int) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, target.open("xb") as copy:
                     shutil.copyfileobj(source, copy)
-    except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeError, FileExistsError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, ValueError, FileExistsError, NotImplementedError) as error:
         raise refuse(f"it is no readable zip file ({error})") from error
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 from tcurlora import __version__
 from tcurlora.attachment import attach
-from tcurlora.errors import Cancelled, InputError, TCurLoraError
+from tcurlora.errors import Cancelled, InputError, MemoryExhausted, TCurLoraError, is_out_of_memory
 from tcurlora.events import ConsoleEvents, EventSink, JsonEvents
 
 METHODS = ("compact", "paper", "decoder", "full")
@@ -85,9 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _report(events, Cancelled())
         return Cancelled.exit_code
-    except OSError as error:
-        _report(events, in_words(error))
-        return TCurLoraError.exit_code
+    except Exception as error:
+        said = in_words(error)
+        if said.code == "internal" and not is_program:
+            raise
+        if said.code == "internal" and ("--json" in arguments or "TCURLORA_TRACEBACK" in os.environ):
+            traceback.print_exc()  # for the log of the program that started this
+        _report(events, said)
+        return said.exit_code
     finally:
         if done is not None:
             done.set()
@@ -212,11 +218,22 @@ def _join(options: argparse.Namespace) -> None:
     join()
 
 
-def in_words(error: OSError) -> TCurLoraError:
-    """Say what could not be read or written."""
-    named = f"'{error.filename}'" if error.filename else "A file"
-    problem = f"{named} cannot be read or written ({error.strerror or error})."
-    return TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error")
+def in_words(error: Exception) -> TCurLoraError:
+    """Say what could not be read or written, that memory ran out, or that something is wrong with this program."""
+    if is_out_of_memory(error):
+        return MemoryExhausted(
+            "The computer ran out of memory.", "Close other programs, or use a smaller scan or model."
+        )
+    if isinstance(error, OSError):
+        named = f"'{error.filename}'" if error.filename else "A file"
+        problem = f"{named} cannot be read or written ({error.strerror or error})."
+        return TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error")
+    first = (str(error).strip() or "no details").splitlines()[0]
+    return TCurLoraError(
+        f"Something unexpected went wrong ({type(error).__name__}: {first}).",
+        "Please report it, with what is shown when TCURLORA_TRACEBACK=1 is set.",
+        "internal",
+    )
 
 
 def _add_site(parser: argparse.ArgumentParser) -> None:

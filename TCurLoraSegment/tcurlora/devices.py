@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from tcurlora import distributed
-from tcurlora.errors import InputError, MemoryExhausted
+from tcurlora.errors import InputError, MemoryExhausted, is_out_of_memory
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -55,11 +55,8 @@ def out_of_memory_as_error(device: torch.device) -> Iterator[None]:
     """Turn the device's out-of-memory error into one that speaks to the person."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _exhausted(device) from error
-    except RuntimeError as error:
-        # The CPU allocator has no exception class of its own.
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
             raise
         raise _exhausted(device) from error
 

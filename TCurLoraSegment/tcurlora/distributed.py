@@ -26,10 +26,17 @@ Result = TypeVar("Result")
 
 def join() -> None:
     """Meet the other processes, as torchrun's environment says: over nccl for graphics cards, and gloo for the rest."""
+    # Not every build of torch has these.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with _others_needed():
-        distributed.init_process_group(timeout=PATIENCE)
+        store, number, count = next(rendezvous("env://"))
+        # The store may be that of processes that were started before and have died; their addresses must not be taken.
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
 
 
 def leave() -> None:

@@ -49,3 +49,12 @@ class Cancelled(TCurLoraError):
 
     def __init__(self, message: str = "Cancelled.", remedy: str = "", code: str = "cancelled") -> None:
         super().__init__(message, remedy, code)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error of torch, numpy or SimpleITK means that there is no memory left."""
+    # The processor's allocators in torch and SimpleITK have no exception class of their own.
+    words = ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

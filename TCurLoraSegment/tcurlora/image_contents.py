@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 GZIP, ZLIB = 31, 15
 LONGEST_HEADER = 2**24
@@ -49,6 +49,8 @@ def has_sound_header(path: Path) -> bool:
     """
     name = path.name.lower()
     try:
+        if name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
+            return _nifti_is_sound(path)
         if name.endswith((".nrrd", ".nhdr")):
             return _nrrd_is_sound(path)
         if name.endswith((".mha", ".mhd")):
@@ -56,7 +58,7 @@ def has_sound_header(path: Path) -> bool:
         with path.open("rb") as stream:
             if stream.read(132)[128:] == b"DICM":
                 return _dicom_is_sound(stream, path.stat().st_size)
-    except (ValueError, KeyError, struct.error):
+    except (ValueError, KeyError, struct.error, zlib.error):
         return False
     return True
 
@@ -91,45 +93,80 @@ def _holds(path: Path, expected: int) -> bool:
         return _inflates(stream, expected, GZIP) if packed else path.stat().st_size >= expected
 
 
-def _nifti_holds(path: Path) -> bool:
+class _Nifti(NamedTuple):
+    sizes: tuple[int, ...]
+    kind: int
+    bits: int
+    offset: float
+    spacings: tuple[float, ...]
+    scale: tuple[float, ...]
+    turn: tuple[float, ...]
+    places: tuple[float, ...]
+    magic: bytes
+
+
+def _nifti_header(path: Path) -> _Nifti:
+    """Read the header of NIfTI 1 and 2, and of Analyze, whose first fields are the same."""
     pair = next((path.with_suffix(end) for end in (".hdr", ".HDR") if path.with_suffix(end).is_file()), None)
     is_voxels = path.name.lower().endswith((".img", ".img.gz"))
     header = _start(pair if is_voxels and pair is not None else path, 544)
     order = "<" if struct.unpack_from("<i", header)[0] in (348, 540) else ">"
 
-    def field(code: str, offset: int) -> float:
-        return float(struct.unpack_from(f"{order}{code}", header, offset)[0])
+    def fields(code: str, offset: int) -> tuple[Any, ...]:
+        return struct.unpack_from(f"{order}{code}", header, offset)
 
-    if field("i", 0) == 540:
-        sizes = struct.unpack_from(f"{order}8q", header, 16)
-        kind, bits, offset = field("h", 12), field("h", 14), field("q", 168)
-        spacings = struct.unpack_from(f"{order}3d", header, 112)
-        scale, single = (field("d", 176), field("d", 184)), header[4:6] == b"n+"
-        turn = struct.unpack_from(f"{order}3d", header, 352) if field("i", 344) > 0 else ()
-    else:
-        sizes = struct.unpack_from(f"{order}8h", header, 40)
-        kind, bits, offset = field("h", 70), field("h", 72), field("f", 108)
-        spacings = struct.unpack_from(f"{order}3f", header, 80)
-        scale, single = (field("f", 112), field("f", 116)), header[344:346] == b"n+"
-        turn = struct.unpack_from(f"{order}3f", header, 256) if field("h", 252) > 0 else ()
-    each = _NIFTI_BYTES[int(kind)]
-    used = sizes[1 : 1 + sizes[0]]
-    if (
-        min(used) < 1
-        or bits != 8 * each
-        or not math.isfinite(offset)
-        or any(math.isinf(part) for part in scale)  # NaN is what some programs write where they mean no scaling
-        or not all(math.isfinite(spacing) and spacing != 0 for spacing in spacings[: len(used)])
-        or not sum(part * part for part in turn) < 1.01  # a part of a unit quaternion
-    ):
-        return False
-    expected = math.prod(used) * each
-    if single:
+    if fields("i", 0) == (540,):
+        return _Nifti(
+            sizes=fields("8q", 16),
+            kind=fields("h", 12)[0],
+            bits=fields("h", 14)[0],
+            offset=fields("q", 168)[0],
+            spacings=fields("3d", 112),
+            scale=fields("2d", 176),
+            turn=fields("3d", 352) if fields("i", 344)[0] > 0 else (),
+            places=fields("18d", 352),
+            magic=header[4:8],
+        )
+    magic = header[344:348]
+    is_nifti = magic in (b"n+1\0", b"ni1\0")
+    return _Nifti(
+        sizes=fields("8h", 40),
+        kind=fields("h", 70)[0],
+        bits=fields("h", 72)[0],
+        offset=fields("f", 108)[0],
+        spacings=fields("3f", 80),
+        scale=fields("2f", 112) if is_nifti else (),
+        turn=fields("3f", 256) if is_nifti and fields("h", 252)[0] > 0 else (),
+        places=fields("18f", 256) if is_nifti else (),
+        magic=magic,
+    )
+
+
+def _nifti_is_sound(path: Path) -> bool:
+    header = _nifti_header(path)
+    used = header.sizes[1 : 1 + header.sizes[0]]
+    return (
+        # Without its mark ITK would take the file for one of an older format, which has no orientation.
+        (header.magic[:2] == b"n+" or not path.name.lower().endswith((".nii", ".nii.gz")))
+        and min(used) >= 1
+        and header.bits == 8 * _NIFTI_BYTES[header.kind]
+        and not any(math.isinf(part) for part in header.scale)  # NaN is how some programs say: no scaling
+        and all(math.isfinite(spacing) and spacing != 0 for spacing in header.spacings[: len(used)])
+        and all(math.isfinite(number) for number in header.places)  # ITK would go on forever
+        and sum(part * part for part in header.turn) < 1.01  # parts of a unit quaternion
         # ITK would take the end of the header for voxels.
-        return offset >= 352 and _holds(path, int(offset) + expected)
+        and (header.offset >= 352 or (header.magic[:2] != b"n+" and header.offset >= 0))
+    )
+
+
+def _nifti_holds(path: Path) -> bool:
+    header = _nifti_header(path)
+    expected = math.prod(header.sizes[1 : 1 + header.sizes[0]]) * _NIFTI_BYTES[header.kind] + int(header.offset)
+    if header.magic[:2] == b"n+":
+        return _holds(path, expected)
     candidates = [path.with_suffix(end) for end in (".img", ".IMG", ".img.gz")] if path.suffix.lower() == ".hdr" else []
     voxels = next((candidate for candidate in candidates if candidate.is_file()), path)
-    return _holds(voxels, max(int(offset), 0) + expected)
+    return _holds(voxels, expected)
 
 
 def _start(path: Path, length: int) -> bytes:
@@ -347,7 +384,10 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
         elif key == "frames":
             found[key] = int(stream.read(length).strip(b" \0") or b"1")
         elif key == "colors":
-            found[key] = int(stream.read(length).startswith((b"RGB", b"YBR", b"HSV")))
+            word = stream.read(length)
+            found[key] = int(word.startswith((b"RGB", b"YBR")))
+            if not word.startswith((b"RGB", b"YBR", b"MONOCHROME1", b"MONOCHROME2", b"PALETTE COLOR")):
+                return False
         else:
             found[key] = struct.unpack(f"{order}H", stream.read(length)[:2])[0]
     return False

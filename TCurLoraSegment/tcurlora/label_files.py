@@ -141,7 +141,9 @@ def _merge_layers(
     merged = np.zeros(layers.shape[:3], np.int64)
     structures: list[Structure] = []
     named = {(s.layer, s.value): s for s in segments}
-    if len(named) < len(segments) or any(s.layer >= layers.shape[3] or s.value < 1 for s in segments):
+    if len(named) < len(segments) or any(
+        not 0 <= s.layer < layers.shape[3] or not 0 < s.value < 2**31 for s in segments
+    ):
         raise InputError(
             f"The header of {path} describes segments that its voxels cannot hold.",
             "Save the segmentation again from 3D Slicer.",
@@ -311,10 +313,11 @@ def _color(parts: Sequence[str]) -> tuple[float, float, float] | None:
 
 
 def _int_or(text: str | None, default: int) -> int:
+    """Read a number, `default` where there is none, and -1, which no number here is, where it is something else."""
     try:
         return default if text is None else int(text)
     except ValueError:
-        return default
+        return -1
 
 
 def _free_number(taken: set[int]) -> int:

@@ -11,6 +11,7 @@ OPTIONAL = (
     "cupy",
     "cupyx",
     "cv2",
+    "gdown",
     "h5py",
     "huggingface_hub",
     "ignite",
@@ -25,6 +26,7 @@ OPTIONAL = (
     "pandas",
     "PIL",
     "pydicom",
+    "requests",  # which opens a socket as soon as it is imported
     "scipy",
     "segment_anything",
     "skimage",

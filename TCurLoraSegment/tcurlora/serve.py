@@ -101,13 +101,10 @@ def _do(request: Request, events: _Answer, segmenters: SegmenterCache) -> int:
         raise
     except TCurLoraError as problem:
         error = problem
-    except OSError as problem:
-        error = in_words(problem)
     except Exception as problem:
-        traceback.print_exc()
-        error = TCurLoraError(
-            f"The program failed ({type(problem).__name__}: {problem}).", "The log says where.", "internal"
-        )
+        error = in_words(problem)
+        if error.code == "internal":
+            traceback.print_exc()
     if isinstance(error, MemoryExhausted):
         segmenters.clear()
     events.fail(error)

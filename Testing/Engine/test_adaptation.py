@@ -242,9 +242,10 @@ def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, r
     request = request_for(place / "adapter", steps=None, minutes=0.005, folds=0)
     with pytest.raises(KeyboardInterrupt):
         run_adapt(request, place / "job", recorder(lambda kind, fields: kind == "progress" and "loss" in fields))
-    remembered = place / "job" / "done" / "steps.json"
-    assert 2 <= json.loads(remembered.read_text()) < 30
-    remembered.write_text("3")
+    job = JobFolder(place / "job")
+    remembered = job.remembered("plan")
+    assert 2 <= remembered["steps"] < 30
+    job.remember("plan", {**remembered, "steps": 3})
     events = recorder()
     run_adapt(request, place / "job", events, resume=True)
     assert [(e["step"], e["total"]) for e in events.of("progress") if "loss" in e] == [(1, 3), (2, 3), (3, 3)]
@@ -253,7 +254,9 @@ def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, r
     assert report["cross_validation"] is None and "was not compared" in report["summary"]
     (plan,) = (event for event in events.of("stage") if event["name"] == "plan")
     assert (plan["steps"], plan["trainings"]) == (3, 1)
-    assert plan["seconds_per_step"] == json.loads((remembered.parent / "seconds_per_step.json").read_text()) > 0
+    assert plan["seconds_per_step"] == remembered["seconds_per_step"] > 0
+    assert plan["seconds"] == pytest.approx(3 * plan["seconds_per_step"] / 0.75, abs=0.1)
+    assert plan["peak_bytes"] > 2 * 16**3 * 4 * 4  # the first features of two patches
 
 
 def test_curves_are_told_for_each_training(workplace: Path, request_for: Any, recorder: Any) -> None:

@@ -237,12 +237,9 @@ class Crowded(nn.Module):
 def test_too_little_memory_for_two_patches_goes_on_with_one(
     bundle: Path, cases: list[CachedCase], recorder: Any
 ) -> None:
-    # Without dropout the patches one by one are the same step as both together.
+    # Dropout is drawn for both patches also when they are computed one by one.
     def make(most: int) -> TensorCurModel:
         network = load_base_model(bundle).build()
-        for module in network.modules():
-            if isinstance(module, nn.Dropout3d):
-                module.p = 0.0
         return TensorCurModel(Crowded(network, most), TensorCurConfig(head="network.conv_final.2.conv"))
 
     events, crowded, roomy = recorder(), make(1), make(2)
@@ -254,9 +251,9 @@ def test_too_little_memory_for_two_patches_goes_on_with_one(
     with_room = recorder()
     run(roomy, cases, with_room, steps=3)
     losses = [[event["loss"] for event in each.of("progress")] for each in (events, with_room)]
-    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
     for name, value in roomy.trained_state().items():
-        torch.testing.assert_close(crowded.trained_state()[name], value, atol=2e-3, rtol=0)
+        torch.testing.assert_close(crowded.trained_state()[name], value, atol=1e-5, rtol=0)
     assert not same(crowded.trained_state(), make(1).trained_state())
 
 

@@ -10,16 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tcurlora.cli import LOADS_MONAI, main
+from tcurlora.errors import MemoryExhausted
 from tcurlora.monai_import import import_monai
 
-import_monai(("scipy",))
-
-from tcurlora import adaptation, distributed, segmentation
-from tcurlora.cli import main
-from tcurlora.errors import MemoryExhausted
-
 PLACE = Path(os.environ["TORCHRUN_TEST_PLACE"])
-FAULT = os.environ.get("TORCHRUN_TEST_FAULT", "")
 FAULTY = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
 
@@ -56,13 +51,25 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
     return write
 
 
-if __name__ == "__main__":
+def adapt() -> None:
+    from tcurlora import adaptation, distributed
+
     # Three patches cannot be shared equally by two processes.
     settings = adaptation.training_settings
     adaptation.training_settings = lambda *given: replace(settings(*given), batch=3, check_every=2)  # type: ignore[assignment]
-    if FAULT == "memory":  # four steps are taken to measure, so this is the training's fourth
-        distributed.sum_gradients = on_call(8, distributed.sum_gradients, run_out_of_memory)
+    # Four steps are taken to measure, so this is the training's fourth.
+    distributed.sum_gradients = on_call(8, distributed.sum_gradients, run_out_of_memory)
+
+
+def segment() -> None:
+    from tcurlora import segmentation
+
     segmentation.write_segmentation = logged(segmentation.write_segmentation)  # type: ignore[assignment]
-    if FAULT == "death":
-        segmentation.read_image = on_call(2, segmentation.read_image, die)
+    segmentation.read_image = on_call(2, segmentation.read_image, die)
+
+
+if __name__ == "__main__":
+    command = sys.argv[1]
+    import_monai(LOADS_MONAI[command])
+    {"adapt": adapt, "segment": segment}[command]()
     sys.exit(main())

@@ -143,7 +143,7 @@ def _nrrd(path: Path) -> Reading:
         "left-anterior-superior": [1, -1, 1],
         "LAS": [1, -1, 1],
     }
-    affine = np.diag([*flips[fields["space"]], 1.0]) @ affine
+    affine = np.diag([*flips[fields["space"].replace("Left", "left")], 1.0]) @ affine
     voxels = flat.reshape(sizes, order="F")
     others = [i for i in range(len(sizes)) if i not in places]
     voxels = voxels.transpose([*reversed(places), *others])

@@ -1,0 +1,117 @@
+"""A disk that is full, too small or write-protected: a sentence, and earlier results stay as they were."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from children import Finished, in_child
+from kills import PACKAGE, make_inputs
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_inputs(tmp_path_factory.mktemp("disk inputs"))
+
+
+def limited(limit: int, *arguments: str) -> Finished:
+    """Run the engine while no file may grow beyond `limit` bytes; writing on fails, as on a full disk."""
+
+    def prepare() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    return in_child(prepare, list(arguments))
+
+
+def assert_said(code: int, err: str) -> None:
+    assert code == 1, err
+    assert "Traceback" not in err and "Error:" not in err
+    last = err.strip().splitlines()[-1]
+    assert "written" in last and any(word in last for word in ("space", "room"))
+
+
+@pytest.mark.parametrize("limit", [300, 4000])
+def test_full_disk_while_adapting(inputs: tuple[Path, Path], tmp_path: Path, limit: int) -> None:
+    bundle, site = inputs
+    out = tmp_path / "adapter"
+    command = ["adapt", "--base", str(bundle), "--data", str(site), "--out", str(out), "--steps=2", "--folds=0"]
+    done = limited(limit, *command)
+    assert_said(done.code, done.err)
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "adapter.job"] == []
+    hidden = [path.name for path in tmp_path.rglob(".*")]
+    assert not hidden
+
+
+@pytest.mark.parametrize("ending", [".seg.nrrd", ".nii.gz"])
+def test_full_disk_while_segmenting(inputs: tuple[Path, Path], tmp_path: Path, ending: str) -> None:
+    (tmp_path / "earlier.nii.gz").write_bytes(b"earlier")
+    scan = inputs[1] / "images" / "scan0.nii.gz"
+    done = limited(
+        150, "segment", "--model", str(inputs[0]), "--input", str(scan), "--out", str(tmp_path / f"r{ending}")
+    )
+    assert_said(done.code, done.err)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left in (["earlier.nii.gz"], ["earlier.nii.gz", "r.ctbl"])
+    assert (tmp_path / "earlier.nii.gz").read_bytes() == b"earlier"
+
+
+def test_write_protected_folder(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    if os.geteuid() == 0:  # whom no permission stops
+        locked = Path("/proc/self")
+    else:
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+    scan = inputs[1] / "images" / "scan0.nii.gz"
+    out = locked / "x" / "r.nii.gz"
+    done = in_child(lambda: None, ["segment", "--model", str(inputs[0]), "--input", str(scan), "--out", str(out)])
+    assert done.code in (1, 2), done.err
+    assert "Traceback" not in done.err and "written" in done.err
+
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size={kilobytes}k tmpfs "{place}"
+cp -r "{site}" "{place}/site"
+echo earlier > "{place}/earlier"
+set +e
+{python} -m tcurlora adapt --base "{bundle}" --data "{place}/site" --out "{place}/adapter" --steps 2 --folds 0
+code=$?
+ls -A "{place}"
+cat "{place}/earlier"
+exit $code
+"""
+
+
+def test_small_disk_that_fills_up(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """On a real file system of its own, in a mount namespace that ends with the process."""
+    namespace = ["unshare", "-rm"]
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        probe = subprocess.run([*namespace, "mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if probe.returncode:
+        pytest.skip("no file system can be mounted here")
+    script = SMALL_DISK.format(kilobytes=120, place=place, site=inputs[1], bundle=inputs[0], python=sys.executable)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PACKAGE),
+        "OMP_NUM_THREADS": "1",
+        "LANG": "C.UTF-8",
+    }
+    done = subprocess.run(
+        [*namespace, "sh", "-c", script], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert_said(done.returncode, done.stderr)
+    assert "earlier" in done.stdout.split() and "adapter" not in done.stdout.split()
