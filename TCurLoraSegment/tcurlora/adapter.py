@@ -117,7 +117,7 @@ class TensorCurConfig:
                 stacks=None if stacks is None else tuple(_stack_from_dict(entry) for entry in stacks),
                 seed=int(content["seed"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"The adapter's configuration cannot be read ({error!r}).",
                 "The file adapter_config.json is damaged; use another copy of the adapter.",

@@ -69,7 +69,7 @@ def list_adapters(library: Path | None = None) -> list[dict[str, Any]]:
     entries = []
     for folder in folders:
         # Another process may remove or replace an adapter while it is looked at.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, InputError):
             if not folder.name.startswith(".") and (folder / CONFIG).is_file():
                 entries.append(_entry(folder))
     return entries

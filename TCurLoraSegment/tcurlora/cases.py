@@ -360,7 +360,7 @@ def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
         ]
         if any(not 0 <= value < 2**31 or not name.strip() for value, name in pairs):
             raise ValueError
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"The 'labels' in {path} are not numbers and names.",
             'Write for example "labels": {"0": "background", "1": "hippocampus"}.',

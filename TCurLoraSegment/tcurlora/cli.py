@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -310,6 +309,7 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
 def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.adaptation import AdaptRequest, run_adapt
+    from tcurlora.job_folder import remove_job
 
     request = AdaptRequest(
         base=options.base,
@@ -332,7 +332,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     if not _leads():
         return 0
     if not options.job:
-        shutil.rmtree(job, ignore_errors=True)
+        remove_job(job)
     if not options.json:
         print(summary["table"])
         print(summary["summary"])
@@ -343,6 +343,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
 
 
 def _segment(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.job_folder import remove_job
     from tcurlora.segmentation import SegmentRequest, run_segment
 
     request = SegmentRequest(
@@ -353,7 +354,7 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
         job = Path(f"{options.out}.job")  # tells processes that are started anew which results are of this run
     result = run_segment(request, events, job, options.segmenters)
     if job is not None and not options.job and _leads() and not result["failed"]:
-        shutil.rmtree(job, ignore_errors=True)
+        remove_job(job)
     if not options.json and _leads():
         for entry in result["written"]:
             print(entry["labels"])

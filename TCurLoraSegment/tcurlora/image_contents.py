@@ -187,6 +187,8 @@ def _nrrd_is_sound(path: Path) -> bool:
     # Without directions a scan would be taken for one that lies straight, with voxels of 1 mm.
     if "spacedirections" not in fields:
         return "space" not in fields and "spacings" in fields and len(_numbers(fields["spacings"])) == axes
+    if "space" not in fields:  # nobody could say which side is left
+        return False
     vectors = re.sub(r"none", "(0)", fields["spacedirections"], flags=re.IGNORECASE)
     words = re.findall(r"\(([^()]*)\)", vectors)
     if len(words) != axes or re.sub(r"\([^()]*\)", "", vectors).strip():
@@ -370,7 +372,7 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
         if tag == (0x7FE0, 0x0010):
             samples = found.get("samples", 1)
             voxels = found["rows"] * found["columns"] * samples * found.get("frames", 1)
-            if samples != (3 if found.get("colors", 0) else 1) or found.get("stored", 1) > found["bits"]:
+            if samples != (3 if found.get("colors", 0) else 1) or not 1 <= found.get("stored", 1) <= found["bits"]:
                 return False  # where ITK would read beyond the voxels, or other bits than are meant
             return length != _UNDEFINED and length >= voxels * found["bits"] // 8 and stream.tell() + length <= end
         if length == _UNDEFINED:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import FileEvents, write_json
 
 SCHEMA = 1
+REQUEST = "job.json"
 STARTERS_FILES = frozenset({"inputs", "worker.log", "worker.pid", "scene.json"})
 """What the program that starts a job may put into its folder; a job leaves it alone."""
 
@@ -35,7 +37,7 @@ class JobFolder:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Whether a job was started in that folder."""
-        return (path / "job.json").is_file()
+        return (path / REQUEST).is_file()
 
     @classmethod
     def start(cls, path: Path, command: str, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> JobFolder:
@@ -58,14 +60,10 @@ class JobFolder:
                 f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
             )
         try:
-            for entry in found:
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink()
+            _remove(entry for entry in found if entry.name != REQUEST)
             path.mkdir(parents=True, exist_ok=True)
             write_json(
-                path / "job.json",
+                path / REQUEST,
                 {"schema": SCHEMA, "command": command, "request": dict(request), "inputs": dict(inputs)},
             )
         except OSError as error:
@@ -86,7 +84,7 @@ class JobFolder:
             InputError: when there is none, it asked for something else, or its input files have changed since.
         """
         try:
-            content = dict(json.loads((path / "job.json").read_text(encoding="utf-8")))
+            content = dict(json.loads((path / REQUEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
@@ -120,6 +118,21 @@ class JobFolder:
         write_json(self.path / "result.json", dict(result))
         self.checkpoint.unlink(missing_ok=True)
         shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def remove_job(path: Path) -> None:
+    """Remove a job's folder, as far as it can be; what makes it a job's goes last, whatever happens on the way."""
+    with suppress(OSError):
+        _remove(entry for entry in path.iterdir() if entry.name != REQUEST)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(entries: Iterable[Path]) -> None:
+    for entry in list(entries):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
 
 
 def describe_inputs(files: list[Path]) -> dict[str, list[int]]:

@@ -37,7 +37,7 @@ class Structure:
             KeyError, TypeError, ValueError, IndexError: when it is anything else.
         """
         color = entry.get("color")
-        if not 0 < int(entry["value"]) < 2**31:
+        if not 0 < float(entry["value"]) < 2**31:
             raise ValueError(f"{entry['value']} is no label number")
         return cls(
             name=str(entry["name"]),

@@ -140,7 +140,9 @@ def kill_adaptations(bundle: Path, site: Path, folder: Path, count: int, seed: i
             died[stage] += 1
             if out.exists() and contents(out) != expected:
                 raise AssertionError(f"run {number}, killed in '{stage}', left another adapter")
-            resume = ["--resume"] if (place / "adapter.job" / "job.json").is_file() or out.exists() else []
+            resume = ["--resume"] if (place / "adapter.job" / "job.json").is_file() else []
+            if out.exists() and not resume:
+                break
         if not out.exists() or (place / "adapter.job").exists():
             run(*options, "--out", str(out), *resume)
         left = sorted(path.name for path in place.iterdir())

@@ -75,7 +75,8 @@ STYLING = {"styleSheet", "font", "palette"}
 
 def _properties_of_qt() -> dict[str, set[str]]:
     found = {}
-    for name, kind in vars(QtWidgets).items():
+    for name in dir(QtWidgets):
+        kind = getattr(QtWidgets, name)
         if isinstance(kind, type) and hasattr(kind, "staticMetaObject"):
             meta = kind.staticMetaObject
             found[name] = {meta.property(index).name() for index in range(meta.propertyCount())}

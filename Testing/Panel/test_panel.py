@@ -91,6 +91,8 @@ class LifeTest(PanelCase):
         self.start_adapting()
         harness.wait_until(lambda: list(jobs_folder().glob("*/worker.pid")), timeout_s=60)
         pid = json.loads(next(jobs_folder().glob("*/worker.pid")).read_text())["pid"]
+        loaded = {name: module for name, module in sys.modules.items() if name.startswith("TCurLoraSegmentLib")}
+        self.addCleanup(sys.modules.update, loaded)  # other tests have imported these
         self.widget.onReload()
         self.assertTrue(ends(pid))
         reloaded = slicer.util.getModuleWidget("TCurLoraSegment")

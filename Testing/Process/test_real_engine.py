@@ -20,6 +20,7 @@ from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.worker import Worker
 
 WEIGHTS = "adapter_model.safetensors"
+MODULES = Path(__file__).resolve().parents[2] / "TCurLoraSegment"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,7 +107,8 @@ def test_cancelled_in_mid_training_and_resumed(prepare: Callable[..., Job], home
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_worker_ends_soon_after_its_slicer_was_killed(prepare: Callable[..., Job]) -> None:
     job = prepare("verwaist", 100_000)
-    slicer = subprocess.Popen([sys.executable, __file__, str(job.path)])
+    environment = os.environ | {"PYTHONPATH": str(MODULES)}
+    slicer = subprocess.Popen([sys.executable, __file__, str(job.path)], env=environment)
     try:
         log = job.path / "events.jsonl"
         wait_until(lambda: log.exists() and '"loss"' in log.read_text(encoding="utf-8"), 120)

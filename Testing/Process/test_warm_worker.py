@@ -54,6 +54,7 @@ if "--job" in arguments:
 say("result", arguments=arguments)
 """
 POSIX = os.name != "nt"
+MODULES = Path(__file__).resolve().parents[2] / "TCurLoraSegment"
 
 
 @dataclass(frozen=True)
@@ -395,7 +396,9 @@ class WarmWorkerTest(unittest.TestCase):
     def test_one_that_never_stops_talking_does_the_next_request(self) -> None:
         before = """
             def talk():
-                while True: write(event="progress", id="nobody", step=1, total=1)
+                while True:
+                    for _ in range(100): write(event="progress", id="nobody", step=1, total=1)
+                    time.sleep(0.01)  # it would starve its own requests otherwise
             threading.Thread(target=talk, daemon=True).start()
             """
         engine = self.server(DONE, before)
@@ -518,7 +521,8 @@ def test_rests_after_a_while(home: None, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_ends_soon_after_its_slicer_was_killed(home: None, bundle: Path, tmp_path: Path) -> None:
-    slicer = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(MODULES)}
+    slicer = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True, env=environment)
     assert slicer.stdout is not None
     pid = int(slicer.stdout.readline())
     assert start_of(pid) is not None

@@ -46,6 +46,7 @@ class AdaptersSection:
             )
             tooltips.append(str(entry["problem"] or entry["summary"] or ""))
         fill(self._ui.adaptersTable, rows, tooltips)
+        self._ui.adaptersTable.resizeColumnsToContents()
         self._ui.adapterCard.setVisible(False)
         self._on_selected()
 

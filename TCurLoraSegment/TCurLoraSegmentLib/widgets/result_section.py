@@ -48,6 +48,7 @@ class ResultSection:
         validation = report.get("cross_validation")
         self._nodes = report_nodes(report, name, case_names) if validation and add_nodes else None
         fill(self._ui.resultTable, _texts(validation, case_names) if validation else [])
+        self._ui.resultTable.resizeColumnsToContents()
         self._ui.showTableButton.setEnabled(self._nodes is not None)
         self._ui.showPlotButton.setEnabled(self._nodes is not None)
 
