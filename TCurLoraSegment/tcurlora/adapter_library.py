@@ -71,7 +71,9 @@ def list_adapters(library: Path | None = None) -> list[dict[str, Any]]:
         # Another process may remove or replace an adapter while it is looked at.
         with suppress(FileNotFoundError, InputError):
             if not folder.name.startswith(".") and (folder / CONFIG).is_file():
-                entries.append(_entry(folder))
+                entry = _entry(folder)
+                if entry["problem"] is None or (folder / CONFIG).is_file():
+                    entries.append(entry)
     return entries
 
 

@@ -150,7 +150,9 @@ def _nifti_is_sound(path: Path) -> bool:
         (header.magic[:2] == b"n+" or not path.name.lower().endswith((".nii", ".nii.gz")))
         and min(used) >= 1
         and header.bits == 8 * _NIFTI_BYTES[header.kind]
-        and not any(math.isinf(part) for part in header.scale)  # NaN is how some programs say: no scaling
+        and not any(math.isinf(part) for part in header.scale)
+        # A factor that is NaN is how some programs say: no scaling.
+        and not (header.scale and math.isfinite(header.scale[0]) and math.isnan(header.scale[1]))
         and all(math.isfinite(spacing) and spacing != 0 for spacing in header.spacings[: len(used)])
         and all(math.isfinite(number) for number in header.places)  # ITK would go on forever
         and sum(part * part for part in header.turn) < 1.01  # parts of a unit quaternion
@@ -371,8 +373,13 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
         tag, length = _dicom_element(stream, order, explicit)
         if tag == (0x7FE0, 0x0010):
             samples = found.get("samples", 1)
-            voxels = found["rows"] * found["columns"] * samples * found.get("frames", 1)
-            if samples != (3 if found.get("colors", 0) else 1) or not 1 <= found.get("stored", 1) <= found["bits"]:
+            frames = found.get("frames", 1)
+            voxels = found["rows"] * found["columns"] * samples * frames
+            if (
+                samples != (3 if found.get("colors", 0) else 1)
+                or frames < 1
+                or not 1 <= found.get("stored", 1) <= found["bits"]
+            ):
                 return False  # where ITK would read beyond the voxels, or other bits than are meant
             return length != _UNDEFINED and length >= voxels * found["bits"] // 8 and stream.tell() + length <= end
         if length == _UNDEFINED:

@@ -21,11 +21,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / "TCurLoraSegment"
-STEPS = 44
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -96,33 +96,42 @@ def require_gone(session: int) -> None:
 
 
 def contents(adapter: Path) -> dict[str, object]:
-    """All of an adapter but the minutes that it took."""
+    """All of an adapter but the date, and the minutes that it took."""
     found: dict[str, object] = {path.name: path.read_bytes() for path in sorted(adapter.iterdir())}
     report = json.loads((adapter / "report.json").read_text(encoding="utf-8"))
     report["training"].pop("minutes")
-    card = (adapter / "README.md").read_text(encoding="utf-8").splitlines()
-    return {**found, "report.json": report, "README.md": [line for line in card if "minutes" not in line]}
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    date = config.pop("created")
+    card = (adapter / "README.md").read_text(encoding="utf-8").replace(date, "").splitlines()
+    lines = [line for line in card if "minutes" not in line]
+    return {**found, "report.json": report, "adapter_config.json": config, "README.md": lines}
 
 
-def kill_adaptations(bundle: Path, site: Path, folder: Path, count: int, seed: int = 0) -> Counter[str]:
+def require_same(adapter: Path, expected: dict[str, object], what: str) -> None:
+    """See that an adapter is that of the unbroken run.
+
+    Raises:
+        AssertionError: naming the files that are not.
+    """
+    found = contents(adapter)
+    differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if differ:
+        raise AssertionError(f"{what}: {', '.join(differ)} differ from those of an unbroken run")
+
+
+LENGTH = ("--steps=44", "--folds=2")
+
+
+def kill_adaptations(
+    bundle: Path, site: Path, folder: Path, count: int, seed: int = 0, length: Sequence[str] = LENGTH
+) -> Counter[str]:
     """Kill `count` runs, each on its way, and resume them to the end; return how many died in which stage.
 
     Raises:
         AssertionError: naming the run that left half a result, another result, or files behind.
     """
     random_time = random.Random(seed)
-    options = [
-        "adapt",
-        "--base",
-        str(bundle),
-        "--data",
-        str(site),
-        "--steps",
-        str(STEPS),
-        "--name",
-        "same",
-        "--folds=2",
-    ]
+    options = ["adapt", "--base", str(bundle), "--data", str(site), "--name", "same", *length]
     whole = folder / "whole" / "adapter"
     seconds = run(*options, "--out", str(whole))
     expected = contents(whole)
@@ -138,8 +147,8 @@ def kill_adaptations(bundle: Path, site: Path, folder: Path, count: int, seed: i
             if stage is None or sum(died.values()) >= count:
                 break
             died[stage] += 1
-            if out.exists() and contents(out) != expected:
-                raise AssertionError(f"run {number}, killed in '{stage}', left another adapter")
+            if out.exists():
+                require_same(out, expected, f"run {number}, killed in '{stage}'")
             resume = ["--resume"] if (place / "adapter.job" / "job.json").is_file() else []
             if out.exists() and not resume:
                 break
@@ -148,8 +157,7 @@ def kill_adaptations(bundle: Path, site: Path, folder: Path, count: int, seed: i
         left = sorted(path.name for path in place.iterdir())
         if left != ["adapter"]:
             raise AssertionError(f"run {number} left {left}")
-        if contents(out) != expected:
-            raise AssertionError(f"run {number} ended with another adapter")
+        require_same(out, expected, f"run {number}")
         shutil.rmtree(place)
     return died
 

@@ -97,7 +97,7 @@ def _nifti(path: Path) -> Reading:
     if voxels.dtype.names:
         voxels = np.stack([voxels[name] for name in voxels.dtype.names], -1)  # colors
         return Reading(voxels.transpose(2, 1, 0, 3), _nifti_affines(header), {})
-    if voxels.ndim == 4 and voxels.shape[3] == 1:
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     return Reading(voxels.transpose(2, 1, 0), _nifti_affines(header), {})
 

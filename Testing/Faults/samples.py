@@ -129,7 +129,7 @@ def _write_site(folder: Path) -> None:
     (folder / "datalist.json").write_text(json.dumps(datalist), encoding="utf-8")
 
 
-def write_bundle(folder: Path, pickled: bool = False) -> Path:
+def write_bundle(folder: Path, pickled: bool = False, window: int = 16) -> Path:
     """Write a tiny base model with seeded random weights."""
     import torch
     from monai.networks import nets
@@ -150,7 +150,7 @@ def write_bundle(folder: Path, pickled: bool = False) -> Path:
                 {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True},
             ],
         },
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16]},
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [window] * 3},
     }
     structures = [{"name": name, "value": int(number)} for number, name in CHANNELS.items() if number != "0"]
     metadata = {

@@ -33,11 +33,11 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks at memory
 
 @needs_proc
 def test_damaged_files_end_in_a_sentence_or_a_right_result() -> None:
-    outcomes, failures = fuzz.run(count=150, seed=1)
+    outcomes, failures = fuzz.run(count=100, seed=1)
     assert not failures
-    assert sum(outcomes.values()) == 150
+    assert sum(outcomes.values()) == 100
     # Damage that is always refused, or never, would prove nothing.
-    assert min(sum(n for key, n in outcomes.items() if key.endswith(end)) for end in ("refused", "right")) > 20
+    assert min(sum(n for key, n in outcomes.items() if key.endswith(end)) for end in ("refused", "right")) > 15
 
 
 @needs_proc

@@ -17,7 +17,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_killed_adaptations_end_as_an_unbroken_one(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    assert sum(kills.kill_adaptations(*inputs, tmp_path, count=1, seed=3).values()) == 1
+    length = ("--steps=24", "--folds=0")
+    assert sum(kills.kill_adaptations(*inputs, tmp_path, count=1, seed=3, length=length).values()) == 1
 
 
 def test_killed_segmentations_leave_a_whole_result_or_none(inputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def forked(work: object) -> int:
     return child
 
 
-GOING = ("is missing", "is not readable")
-"""How an adapter looks that is removed while it is looked at."""
+GOING = ("is missing", "is not readable", "does not describe a TCURLORA adapter")
+"""How an adapter looks that is replaced while it is looked at."""
 
 
 def test_two_processes_on_one_library(samples: Path, tmp_path: Path) -> None:
