@@ -302,7 +302,7 @@ class FloodTest(PanelCase):
             slicer.app.processEvents()
             now = time.monotonic()
             longest, last = max(longest, now - last), now
-        self.assertLess(longest, 1.0, "the event loop was blocked")
+        self.assertLess(longest, 2.0, "the event loop was blocked")
         self.assertEqual(self.ui.stageLabel.text, "Es war zu viel 頭. Ask for less.")
         self.assertTrue(self.ui.adaptButton.enabled)
 
