@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import kills
 import pytest
+from children import in_child
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+
+
+@pytest.fixture(autouse=True)
+def undisturbed_runs_need_no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is killed must load torch by itself."""
+
+    def run(*arguments: str) -> float:
+        began = time.monotonic()
+        done = in_child(lambda: None, [*arguments, "--json"])
+        assert done.code == 0, done.err
+        return time.monotonic() - began
+
+    monkeypatch.setattr(kills, "run", run)
 
 
 @pytest.fixture(scope="module")

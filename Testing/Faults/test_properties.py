@@ -27,7 +27,7 @@ from tcurlora.label_files import read_segmentation, write_segmentation
 from tcurlora.labels import BACKGROUND, Structure, channel_groups, match_structures, normalized, plan_channels
 
 QUIET = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -151,7 +151,7 @@ def are_distinct(structures: list[Structure]) -> bool:
     return len(names) == len(structures) and len({s.value for s in structures}) == len(structures)
 
 
-@settings(QUIET, max_examples=80)
+@settings(QUIET, max_examples=50)
 @given(STRUCTURES, STRUCTURES, st.sampled_from([".seg.nrrd", ".nii.gz"]), st.randoms(use_true_random=False))
 def test_labels_are_mapped_by_name_or_refused(
     own: list[Structure], wanted: list[Structure], ending: str, random: Any

@@ -19,6 +19,7 @@ from tcurlora import adapter_library
 from tcurlora.adapter_files import load_adapter
 from tcurlora.adapter_library import export_adapter, import_adapter, list_adapters, remove_adapter
 from tcurlora.base_models import load_base_model
+from tcurlora.cli import main
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import write_json
 from tcurlora.whole_files import temporary_beside
@@ -35,26 +36,25 @@ def test_two_adaptations_and_a_segmentation_at_once(tmp_path: Path) -> None:
     bundle, site = kills.make_inputs(tmp_path / "inputs")
     adapt = ["adapt", "--base", str(bundle), "--data", str(site), "--steps=8", "--folds=0", "--name=same", "--out"]
     scan = str(site / "images" / "scan0.nii.gz")
-    processes = [
-        kills.start(*adapt, str(tmp_path / "out" / "a")),
-        kills.start(*adapt, str(tmp_path / "out" / "b")),
-        kills.start("segment", "--model", str(bundle), "--input", scan, "--out", str(tmp_path / "out" / "r.nii.gz")),
+    commands = [
+        [*adapt, str(tmp_path / "out" / "a")],
+        [*adapt, str(tmp_path / "out" / "b")],
+        ["segment", "--model", str(bundle), "--input", scan, "--out", str(tmp_path / "out" / "r.nii.gz")],
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    children = [forked(lambda command=command: main(command)) for command in commands]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
     assert kills.contents(tmp_path / "out" / "a") == kills.contents(tmp_path / "out" / "b")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "r.ctbl", "r.nii.gz"]
 
 
 def forked(work: object) -> int:
-    """Run a function in a child; return its process."""
+    """Run a function in a child, which ends with the number that it returns; return its process."""
     child = os.fork()
     if child == 0:
         try:
-            work()  # type: ignore[operator]
-            os._exit(0)
+            os._exit(work() or 0)  # type: ignore[operator]
         finally:
-            os._exit(1)
+            os._exit(99)
     return child
 
 
@@ -167,7 +167,7 @@ def test_killed_import_leaves_no_trace_in_the_end(
 
 def test_what_killed_writers_left_is_cleared_and_what_living_ones_write_is_not(tmp_path: Path) -> None:
     path = tmp_path / "Größe [1].json"
-    child = forked(lambda: temporary_beside(path).write_text("half"))
+    child = forked(lambda: temporary_beside(path).write_text("half") and None)
     os.waitpid(child, 0)
     (left,) = tmp_path.iterdir()
     own = temporary_beside(path)
