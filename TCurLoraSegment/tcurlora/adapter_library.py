@@ -285,9 +285,10 @@ def _checked_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfil
             raise refuse(f"the entry '{info.filename}' is a link or a device")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise refuse(f"the entry '{info.filename}' is encrypted or packed in an unusual way")
-        if info.is_dir() and len(path.parts) == 1:
+        is_folder = entry.endswith("/")  # ZipInfo.is_dir fails where there is no name
+        if is_folder and len(path.parts) == 1:
             continue
-        if info.is_dir() or path.name not in ADAPTER_FILES or len(path.parts) > 2:
+        if is_folder or path.name not in ADAPTER_FILES or len(path.parts) > 2:
             raise refuse(f"the entry '{info.filename}' does not belong to an adapter")
         if path.name in members:
             raise refuse(f"it holds '{path.name}' twice")

@@ -13,11 +13,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from monai.networks import nets
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tcurlora.catalogue import find_base_folder
@@ -127,7 +129,32 @@ class BaseModel:
             ) from error
         # The layout that convolutions run fastest in, on processors and on graphics cards.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return network.eval()
+        self._try(network.eval())
+        return network
+
+    def _try(self, network: nn.Module) -> None:
+        """Put a window through the network without memory and numbers: what cannot be computed is known here.
+
+        Raises:
+            InputError: when the network fails, or votes for another number of structures than the model names.
+        """
+        size = " x ".join(map(str, self.preprocessing.roi_size))
+        tensors = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+        try:
+            window = torch.empty(1, self.in_channels, *self.preprocessing.roi_size, device="meta")
+            with torch.no_grad():
+                found = functional_call(network, tensors, window).shape[1]
+        except Exception as error:
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return  # It cannot be computed in this way, which says nothing about the network.
+            raise InputError(
+                f"The network of base model '{self.name}' fails on its window of {size} voxels: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}.",
+                "Correct network_def or inferer.roi_size in its configs/inference.json.",
+                "bad_bundle",
+            ) from error
+        if found != len(self.channels):
+            raise _bad(self.folder, f"has {found} output channels, but channel_def names {len(self.channels)}")
 
 
 @contextmanager
@@ -187,13 +214,16 @@ def load_base_model(name_or_folder: str | Path) -> BaseModel:
     inference = _read_json(folder / "configs" / "inference.json")
     network_def = _network_def(inference, folder)
     channels = _channels(metadata, folder)
+    in_channels = network_def.get("in_channels", 1)
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise _bad(folder, f"has {in_channels!r} input channels, which is no number of channels")
     out_channels = network_def.get("out_channels")
     if out_channels is not None and out_channels != len(channels):
         raise _bad(folder, f"has {out_channels} output channels, but channel_def names {len(channels)}")
     weights = next((p for p in (folder / "models" / n for n in ("model.safetensors", "model.pt")) if p.is_file()), None)
     if weights is None:
         raise _bad(folder, "has no models/model.safetensors and no models/model.pt")
-    return BaseModel(
+    base = BaseModel(
         folder=folder,
         name=str(metadata.get("name") or folder.name),
         metadata=metadata,
@@ -202,6 +232,20 @@ def load_base_model(name_or_folder: str | Path) -> BaseModel:
         preprocessing=_preprocessing(inference, metadata, network_def, folder),
         weights=weights,
     )
+    _require_intensities(base)
+    return base
+
+
+def _require_intensities(base: BaseModel) -> None:
+    """Try the intensity transforms on a few voxels, because MONAI looks at most of their arguments only then."""
+    try:
+        example = np.linspace(0, 1, base.in_channels * 4**3, dtype=np.float32).reshape(base.in_channels, 4, 4, 4)
+        normalized = base.preprocessing.normalize(example)
+        if normalized.shape != example.shape or not np.isfinite(normalized).all():
+            raise ValueError("what comes out is no image")
+    except Exception as error:  # MONAI's transforms, too, raise many kinds of errors.
+        names = ", ".join(name for name, _ in base.preprocessing.intensity)
+        raise _bad(base.folder, f"has intensity transforms ({names}) that cannot be done: {error}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ class Cancelled(TCurLoraError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error of torch, numpy or SimpleITK means that there is no memory left."""
     # The processor's allocators in torch and SimpleITK have no exception class of their own.
-    words = ("not enough memory", "allocate memory", "bad_alloc", "out of memory")
+    # The last is all that the library behind torch's convolutions says.
+    words = ("not enough memory", "allocate memory", "bad_alloc", "out of memory", "could not create a primitive")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

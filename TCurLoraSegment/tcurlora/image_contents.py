@@ -148,12 +148,14 @@ def _nifti_is_sound(path: Path) -> bool:
     return (
         # Without its mark ITK would take the file for one of an older format, which has no orientation.
         (header.magic[:2] == b"n+" or not path.name.lower().endswith((".nii", ".nii.gz")))
+        and (header.magic[:2] not in (b"n+", b"ni") or header.magic[2:] in (b"1\0", b"2\0"))
         and min(used) >= 1
         and header.bits == 8 * _NIFTI_BYTES[header.kind]
         and not any(math.isinf(part) for part in header.scale)
+        and not (header.scale and 0 < abs(header.scale[0]) < 1e-15)  # ITK would take it for 0, which means 1
         # A factor that is NaN is how some programs say: no scaling.
         and not (header.scale and math.isfinite(header.scale[0]) and math.isnan(header.scale[1]))
-        and all(math.isfinite(spacing) and spacing != 0 for spacing in header.spacings[: len(used)])
+        and all(1e-9 < abs(spacing) < math.inf for spacing in header.spacings[: len(used)])
         and all(math.isfinite(number) for number in header.places)  # ITK would go on forever
         and sum(part * part for part in header.turn) < 1.01  # parts of a unit quaternion
         # ITK would take the end of the header for voxels.
@@ -262,8 +264,10 @@ def _meta_image_header(path: Path) -> tuple[dict[str, str], int]:
     if header is None:
         raise ValueError("no MetaImage")
     lines = header.group(0).decode("utf-8", "replace").splitlines()
+    if any(line.strip() and "=" not in line for line in lines):  # ITK would leave out what comes after it, too
+        raise ValueError("a line without a value")
     pairs = (line.partition("=") for line in lines)
-    return {key.strip(): value.strip() for key, found, value in pairs if found}, header.end()
+    return {key.strip(): value.strip() for key, _, value in pairs}, header.end()
 
 
 def _meta_image_is_sound(path: Path) -> bool:
@@ -376,7 +380,7 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
             frames = found.get("frames", 1)
             voxels = found["rows"] * found["columns"] * samples * frames
             if (
-                samples != (3 if found.get("colors", 0) else 1)
+                samples != (3 if found["colors"] else 1)
                 or frames < 1
                 or not 1 <= found.get("stored", 1) <= found["bits"]
             ):

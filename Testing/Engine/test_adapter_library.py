@@ -171,6 +171,21 @@ def test_entries_that_are_not_an_adapters_files_are_refused(tmp_path: Path, libr
     assert everything_in(tmp_path) == ["a.zip"]
 
 
+def test_entry_without_a_name_is_refused(tmp_path: Path, library: Path) -> None:
+    archive = pack(tmp_path / "a.zip", {**FILES, "x": b""})
+    content = archive.read_bytes()
+    directory = content.rindex(b"PK\x01\x02")
+    nameless = bytearray(content[: directory + 46] + content[directory + 47 :])
+    nameless[directory + 28 : directory + 30] = bytes(2)  # the length of the last entry's name in the directory
+    end = nameless.rindex(b"PK\x05\x06")
+    size = struct.unpack_from("<I", nameless, end + 12)[0]
+    struct.pack_into("<I", nameless, end + 12, size - 1)
+    archive.write_bytes(nameless)
+    with pytest.raises(InputError, match="does not belong to an adapter"):
+        import_adapter(archive, library)
+    assert everything_in(tmp_path) == ["a.zip"]
+
+
 def test_links_are_refused(tmp_path: Path, library: Path) -> None:
     link = zipfile.ZipInfo("README.md")
     link.create_system = 3

@@ -215,6 +215,23 @@ def test_only_listed_preprocessing_is_done(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "NormalizeIntensityd", "chmannel_wise": True},
+        {"_target_": "NormalizeIntensityd", "subtrahend": "much"},
+        {"_target_": "NormalizeIntensityd", "subtrahend": float("nan")},
+        {"_target_": "ScaleIntensityRanged", "a_min": 0},
+        {"_target_": "ScaleIntensityRangePercentilesd", "lower": 5, "upper": 500, "b_min": 0, "b_max": 1},
+    ],
+)
+def test_preprocessing_that_cannot_be_done_is_known_at_once(bundle: Path, step: dict[str, Any]) -> None:
+    rewrite(bundle, "inference", lambda content: content["preprocessing"]["transforms"].append(step))
+    with pytest.raises(InputError, match="intensity") as caught:
+        load_base_model(bundle)
+    assert caught.value.remedy
+
+
 def test_expressions_elsewhere_are_left_alone(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rewrite(bundle, "inference", lambda content: content.update(run=["$__import__('os').system('touch canary')"]))
@@ -291,6 +308,33 @@ def test_arguments_that_do_not_fit_the_network_are_said(bundle: Path, change: di
     assert_refused(bundle, "Tiny")
 
 
+def test_network_that_fails_on_its_window_is_known_at_once(bundle: Path) -> None:
+    """Groups that are `true` in the config are 1 to what makes the network, and nothing to what computes with it."""
+    groups = ["group", {"num_groups": True}]
+    rewrite(bundle, "inference", lambda content: content["network_def"].update(norm=groups))
+    assert_refused(bundle, "fails on its window of 16 x 24 x 32 voxels", "bool")
+
+
+def test_window_that_the_network_cannot_halve_is_known_at_once(bundle: Path) -> None:
+    deeper = {**NETWORK, "blocks_down": [1, 1], "blocks_up": [1]}
+    torch.save(SegResNet(**deeper).state_dict(), bundle / "models" / "model.pt")
+
+    def change(content: dict[str, Any]) -> None:
+        content["network_def"].update(deeper)
+        content["inferer"]["roi_size"] = [17, 24, 32]
+
+    rewrite(bundle, "inference", change)
+    assert_refused(bundle, "fails on its window of 17 x 24 x 32 voxels")
+
+
+def test_network_with_other_outputs_than_are_named_is_known_at_once(bundle: Path) -> None:
+    """Nobody says how many there are: it is the class's default."""
+    two = SegResNet(**{key: value for key, value in NETWORK.items() if key != "out_channels"})
+    torch.save(two.state_dict(), bundle / "models" / "model.pt")
+    rewrite(bundle, "inference", lambda content: content["network_def"].pop("out_channels"))
+    assert_refused(bundle, "has 2 output channels")
+
+
 @pytest.mark.parametrize("value", [None, "text", "@x", 7, [], [7], {"transforms": 7}, {"transforms": [7]}, True])
 @pytest.mark.parametrize("key", ["network_def", "preprocessing", "inferer"])
 def test_any_other_type_in_the_config_is_refused_or_read(bundle: Path, key: str, value: Any) -> None:
@@ -315,9 +359,10 @@ def assert_no_traceback(bundle: Path) -> None:
         assert error.remedy
 
 
-def test_in_channels_that_are_no_number_are_refused(bundle: Path) -> None:
-    rewrite(bundle, "inference", lambda content: content["network_def"].update(in_channels="one"))
-    assert_refused(bundle)
+@pytest.mark.parametrize("channels", ["one", 0, -1, 1.5, None])
+def test_in_channels_that_are_no_number_are_refused(bundle: Path, channels: Any) -> None:
+    rewrite(bundle, "inference", lambda content: content["network_def"].update(in_channels=channels))
+    assert_refused(bundle, "input channels")
 
 
 def test_a_written_bundle_holds_nothing_but_tensors_and_text(bundle: Path, network: SegResNet) -> None:

@@ -92,6 +92,9 @@ DAMAGES = {
     "nifti_voxels_begin_in_header": ("images/plain.nii", packed_into("<f", 108, 351.0)),
     "nifti_voxels_begin_nowhere": ("images/plain.nii", packed_into("<f", 108, float("nan"))),
     "nifti_voxels_begin_late": ("images/plain.nii", packed_into("<f", 108, 400.0)),
+    "nifti_mark_of_the_format": ("images/plain.nii", packed_into("4s", 344, b"n+1\x80")),
+    "nifti_factor_that_itk_takes_for_1": ("images/plain.nii", packed_into("<f", 112, 1e-20)),
+    "nifti_voxels_without_width": ("images/plain.nii", packed_into("<f", 80, 1e-30)),
     "nifti_bits_of_another_type": ("images/plain.nii", packed_into("<h", 72, 8)),
     "nrrd_wrong_checksum": ("images/packed.nrrd", wrong_checksum),
     "nrrd_claims_gigabytes": ("images/plain.nrrd", claims_gigabytes),
@@ -101,9 +104,11 @@ DAMAGES = {
     "mha_minus_one_axes": ("images/plain.mha", replaced(b"NDims = 3", b"NDims = -1")),  # ends the process in ITK
     "mha_infinite_origin": ("images/plain.mha", replaced(b"Offset = -31.25 44.5", b"Offset = -31.25 inf")),
     "mha_without_spacing": ("images/plain.mha", replaced(b"ElementSpacing", b"Comment")),
+    "mha_line_without_a_value": ("images/plain.mha", replaced(b"TransformMatrix =", b"TransformMatrix  ")),
     "mha_order_of_bytes": ("images/plain.mha", replaced(b"OrderMSB = False", b"OrderMSB = x")),
     "mha_without_packed_size": ("images/packed.mha", replaced(b"CompressedDataSize", b"Comment")),
     "dicom_lacks_voxels": ("series/slice2.dcm", replaced(b"\xe0\x7f\x10\0\x70", b"\xe0\x7f\x10\0\x08")),
+    "dicom_without_a_word_on_colors": ("series/slice2.dcm", replaced(b"(\0\x04\0", b"(\0\x05\0")),
     "dicom_color_of_one_value": ("series/slice2.dcm", replaced(b"MONOCHROME2 ", b"RGB         ")),
     "dicom_more_bits_than_room": (
         "series/slice2.dcm",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,6 +53,33 @@ def test_too_little_memory_for_a_scan_is_said(inputs: tuple[Path, Path], tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.mha"]
 
 
+@pytest.mark.parametrize(("mebibytes", "reached"), [(60, "Checking the cases"), (200, "Preparing the cases")])
+def test_too_little_memory_to_adapt_is_said_and_the_run_can_be_resumed(
+    inputs: tuple[Path, Path], tmp_path: Path, mebibytes: int, reached: str
+) -> None:
+    """The first limit is met before anything is written, the second in the first step of the training."""
+    bundle = tmp_path / "base with large windows"
+    shutil.copytree(inputs[0], bundle)
+    config = bundle / "configs" / "inference.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["inferer"]["roi_size"] = [64, 64, 64]
+    config.write_text(json.dumps(content), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ["adapt", "--base", str(bundle), "--data", str(inputs[1]), "--steps=1", "--folds=0", "--out"]
+    done = limited(mebibytes, *command, str(out / "adapter"))
+    assert "Traceback" not in done.err, done.err[-3000:]
+    assert done.code == 3
+    assert "ran out of memory. Close other programs" in done.err
+    said = done.err.splitlines()
+    assert reached in said
+    left = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    assert left == ([] if reached == "Checking the cases" else ["adapter.job"])
+    if left:
+        again = in_child(lambda: None, [*command, str(out / "adapter"), "--resume"])
+        assert again.code == 0, again.err
+        assert [path.name for path in out.iterdir()] == ["adapter"]
+
+
 def test_segmenting_again_and_again_takes_no_more_memory(tmp_path: Path) -> None:
     before, after = growth(40, tmp_path)
     assert after - before < 8e6
@@ -63,6 +92,7 @@ def test_segmenting_again_and_again_takes_no_more_memory(tmp_path: Path) -> None
         RuntimeError("Failed to allocate memory for image."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes."),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_memory_that_ran_out_is_known_by_its_words(error: Exception) -> None:
