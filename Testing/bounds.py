@@ -33,12 +33,11 @@ import tomllib
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("demo", "compare")
 # What the tests below import beside the engine and its extras.
-TOOLS = ("pytest", "nibabel")
+TOOLS = ("pytest", "nibabel", "pytorch-ignite")
 # What a version can break: how networks are made, trained, saved and merged, and how files are read and written.
 TESTS = (
-    *("adapter", "adapter_files", "base_models", "cases", "cli", "compare_methods", "demo_data", "evaluation"),
-    *("geometry", "images", "inference", "labels", "merging", "monai_import", "pictures", "segmentation", "stacks"),
-    *("tensor_cur", "training"),
+    *("adapter", "adapter_files", "base_models", "compare_methods", "demo_data", "geometry", "images", "inference"),
+    *("merging", "pictures", "segmentation", "stacks", "tensor_cur", "training"),
 )
 
 SITE = """
