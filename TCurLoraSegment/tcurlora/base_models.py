@@ -239,6 +239,8 @@ def load_base_model(name_or_folder: str | Path) -> BaseModel:
 
 def _require_intensities(base: BaseModel) -> None:
     """Try the intensity transforms on a few voxels, because MONAI looks at most of their arguments only then."""
+    if base.in_channels > 64:
+        return  # It would take its time, channel by channel, for what its weights will hardly bear out.
     try:
         example = np.linspace(0, 1, base.in_channels * 4**3, dtype=np.float32).reshape(base.in_channels, 4, 4, 4)
         normalized = base.preprocessing.normalize(example)
