@@ -23,8 +23,8 @@ from TCurLoraSegmentLib.engine import Engine
 from TCurLoraSegmentLib.errors import UserError
 
 MINIMUM_VERSIONS = {
-    "torch": "2.4",
-    "monai": "1.4",
+    "torch": "2.8",
+    "monai": "1.6",
     "SimpleITK": "2.3",
     "safetensors": "0.4.3",
     "numpy": "1.26",

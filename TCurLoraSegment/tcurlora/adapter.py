@@ -1,8 +1,9 @@
 """The adapter: what of a frozen network is trained, and how that changes its weights.
 
 `TensorCurModel` leaves the network untouched and computes the adapted weights once per forward pass: each stack's
-change C * U * R is formed once for all of its layers. Any `torch.nn.Module` made of linear layers and convolutions
-can be adapted; nothing in it is replaced or wrapped.
+change C * U * R is formed once for all of its layers. Where it is small beside its linear layers it is not formed at
+all, but applied to their inputs factor by factor, so that neither it nor a gradient of its size is held. Any
+`torch.nn.Module` made of linear layers and convolutions can be adapted; nothing in it is replaced or wrapped.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +27,18 @@ from tcurlora.stacks import KernelMode, Slice, StackSpec, as_matrices, as_weight
 from tcurlora.tensor_cur import (
     FactorMode,
     Factors,
+    apply_change,
     cur_factors,
+    layer_blocks,
     low_rank_change,
     random_rows_and_columns,
+    real_factors,
     select_rows_and_columns,
 )
 
 PEFT_TYPE = "TCURLORA"
 KINDS = ("linear", "convolution", "transposed")
+Addition: TypeAlias = Callable[[Tensor], Tensor]
 # A structure that the base never saw starts at this much below the background's logit: 2 % of its probability.
 NEW_STRUCTURE_LOGIT = -4.0
 
@@ -215,8 +222,26 @@ class CoreStack(nn.Module):
 
     def change(self) -> Tensor:
         """Compute alpha * C * U * R for all matrices of the stack: (n, out, in)."""
-        factors = Factors(torch.view_as_complex(self.columns_factor), torch.view_as_complex(self.rows_factor))
-        return self.alpha * low_rank_change(factors, self.core)
+        return low_rank_change(self._factors(), self.alpha * self.core)
+
+    def suits_factors(self) -> bool:
+        """Say whether applying the factors to the inputs of the layers takes less than forming the change."""
+        # Per token, factors and their gradients take at most what the gradient of the dense weights would.
+        return self.spec.kind == "linear" and 2 * self.core.shape[0] * self.core.shape[1] <= min(self.spec.shape)
+
+    def additions(self) -> dict[str, Addition]:
+        """Give, by parameter, what the change adds to the output of a linear layer as a function of its input."""
+        factors, blocks = real_factors(self._factors()), layer_blocks(self.alpha * self.core)
+        numbers: dict[str, list[int]] = {}
+        for number, part in enumerate(self.spec.slices):
+            numbers.setdefault(part.parameter, []).append(number)
+        return {
+            name: partial(apply_change, factors=factors, blocks=blocks[own[0]][None] if len(own) == 1 else blocks[own])
+            for name, own in numbers.items()
+        }
+
+    def _factors(self) -> Factors:
+        return Factors(torch.view_as_complex(self.columns_factor), torch.view_as_complex(self.rows_factor))
 
 
 class TensorCurModel(nn.Module):
@@ -270,6 +295,13 @@ class TensorCurModel(nn.Module):
             CoreStack(spec, gather(spec, parameters), config, i, None if index_sets is None else index_sets[i])
             for i, spec in enumerate(specs)
         )
+        # Weights that something else than a linear layer holds could be used in another way.
+        by_linear = {weight for weight, places in self._places.items() if _all_linear(network, places)}
+        self._factored = [
+            stack
+            for stack in self._core_stacks()
+            if stack.suits_factors() and all(part.parameter in by_linear for part in stack.spec.slices)
+        ]
         self.whole = nn.ParameterDict(
             {_key(name): nn.Parameter(parameters[name].detach().clone()) for name in sorted(whole)}
         )
@@ -284,17 +316,29 @@ class TensorCurModel(nn.Module):
         """Run the network with the adapted weights, or with its own when the adapter is disabled."""
         if not self.enabled:
             return self.network(*args, **kwargs)
-        adapted = self.adapted_parameters()
+        with torch.autocast(self._device_type(), enabled=False):
+            additions = {name: add for stack in self._factored for name, add in stack.additions().items()}
+        adapted = self._weights(stack for stack in self._core_stacks() if stack not in self._factored)
         places = {place: value for name, value in adapted.items() for place in self._places[name]}
-        # Without torch's own tying, which swaps a layer of several names twice and leaves the last weight in the base.
-        return functional_call(self.network, places, args, kwargs, tie_weights=False)
+        with _added_to_outputs(self.network, additions) as reached:
+            # Without torch's own tying, which swaps a layer of several names twice and leaves the last weight in the
+            # base.
+            output = functional_call(self.network, places, args, kwargs, tie_weights=False)
+        if additions.keys() == reached:
+            return output
+        # Some layer's weight is used, if at all, without calling the layer: its stack must change the weights.
+        self._factored = [s for s in self._factored if all(part.parameter in reached for part in s.spec.slices)]
+        return self(*args, **kwargs)
 
     def adapted_parameters(self) -> dict[str, Tensor]:
         """Compute the adapted weights by parameter name, differentiable with respect to what is trained."""
+        return self._weights(self._core_stacks())
+
+    def _weights(self, stacks: Iterable[CoreStack]) -> dict[str, Tensor]:
         base = dict(self.network.named_parameters())
         adapted: dict[str, Tensor] = {name.replace("/", "."): value for name, value in self.whole.items()}
-        with torch.autocast(next(iter(base.values())).device.type, enabled=False):
-            for stack in self._core_stacks():
+        with torch.autocast(self._device_type(), enabled=False):
+            for stack in stacks:
                 changes: dict[str, list[Tensor]] = {}
                 for matrices, part in zip(stack.change().split(stack.spec.taps), stack.spec.slices, strict=True):
                     changes.setdefault(part.parameter, []).append(matrices)
@@ -352,6 +396,9 @@ class TensorCurModel(nn.Module):
         cores = sum(stack.core.numel() for stack in self._core_stacks())
         whole = sum(value.numel() for value in self.whole.values())
         return {"cores": cores, "whole": whole, "total": cores + whole}
+
+    def _device_type(self) -> str:
+        return next(self.network.parameters()).device.type
 
     def _core_stacks(self) -> Iterator[CoreStack]:
         for stack in self.stacks:
@@ -460,6 +507,30 @@ def _places(network: nn.Module) -> dict[str, list[str]]:
             if parameter is not None:
                 places.setdefault(names[parameter], []).append(f"{module_name}.{name}" if module_name else name)
     return places
+
+
+def _all_linear(network: nn.Module, places: Sequence[str]) -> bool:
+    return all(type(network.get_submodule(place.rpartition(".")[0])) is nn.Linear for place in places)
+
+
+@contextmanager
+def _added_to_outputs(network: nn.Module, additions: Mapping[str, Addition]) -> Iterator[set[str]]:
+    """Let linear layers give more than they do; tells which weights' layers ran."""
+    names: dict[Tensor, str] = {weight: name for name, weight in network.named_parameters() if name in additions}
+    reached: set[str] = set()
+
+    def add(name: str, _layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
+        reached.add(name)
+        inputs = args[0] if args else named["input"]
+        return output + additions[name](inputs).to(output.dtype)
+
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear) and module.weight in names]
+    handles = [layer.register_forward_hook(partial(add, names[layer.weight]), with_kwargs=True) for layer in linear]
+    try:
+        yield reached
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _without(spec: StackSpec, names: set[str]) -> StackSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -19,7 +20,6 @@ from monai.networks import nets
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tcurlora.catalogue import find_base_folder
@@ -139,11 +139,12 @@ class BaseModel:
             InputError: when the network fails, or votes for another number of structures than the model names.
         """
         size = " x ".join(map(str, self.preprocessing.roi_size))
-        tensors = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+        # Of a copy, because some networks keep what they computed last.
+        weightless = {id(tensor): tensor.to("meta") for tensor in (*network.parameters(), *network.buffers())}
         try:
             window = torch.empty(1, self.in_channels, *self.preprocessing.roi_size, device="meta")
             with torch.no_grad():
-                found = functional_call(network, tensors, window).shape[1]
+                found = copy.deepcopy(network, weightless)(window).shape[1]
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
                 return  # It cannot be computed in this way, which says nothing about the network.
@@ -238,6 +239,8 @@ def load_base_model(name_or_folder: str | Path) -> BaseModel:
 
 def _require_intensities(base: BaseModel) -> None:
     """Try the intensity transforms on a few voxels, because MONAI looks at most of their arguments only then."""
+    if base.in_channels > 64:
+        return  # It would take its time, channel by channel, for what its weights will hardly bear out.
     try:
         example = np.linspace(0, 1, base.in_channels * 4**3, dtype=np.float32).reshape(base.in_channels, 4, 4, 4)
         normalized = base.preprocessing.normalize(example)

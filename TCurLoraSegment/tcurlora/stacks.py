@@ -75,10 +75,10 @@ def find_stacks(
     Args:
         network: any module.
         target_modules: regular expressions, searched in the module's name; None takes all.
-        kernels: `flat` flattens a kernel to one matrix (out, in * k^3). `taps` takes one matrix (out, in) for each of
-            its k^3 voxels, where there are at most 27.
+        kernels: `flat` flattens a kernel to one matrix (out, in * k^3). `taps` makes a kernel a stack by itself, with
+            a matrix (out, in) for each of its k^3 voxels, where there are at most 27.
     """
-    found: dict[tuple[str, tuple[int, int], int], list[Slice]] = {}
+    found: dict[tuple[str, tuple[int, int], int, str], list[Slice]] = {}
     # A weight that several layers share is listed once, under its first name.
     parameters = dict(network.named_parameters())
     for name, module in network.named_modules():
@@ -92,9 +92,11 @@ def find_stacks(
         taps = size if kernels == "taps" and size <= MOST_TAPS else 1
         _, out, inside = as_matrices(module.weight, kind, taps).shape
         parts = 3 if kind == "linear" and out == 3 * inside and "qkv" in name else 1
-        slices = found.setdefault((kind, (out // parts, inside), taps), [])
+        # The t-product turns the axis of a stack into a circle, and the taps of two kernels are not neighbours.
+        alone = parameter if taps > 1 else ""
+        slices = found.setdefault((kind, (out // parts, inside), taps, alone), [])
         slices += [Slice(parameter, part, parts) for part in range(parts)]
-    return [StackSpec(kind, shape, tuple(slices), taps) for (kind, shape, taps), slices in found.items()]
+    return [StackSpec(kind, shape, tuple(slices), taps) for (kind, shape, taps, _), slices in found.items()]
 
 
 def gather(spec: StackSpec, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -8,10 +8,12 @@ Source: He et al., tCURLoRA, arXiv 2501.02227, section 2; the t-product is from 
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 FactorMode = Literal["orthonormal", "raw"]
 
@@ -105,9 +107,74 @@ def low_rank_change(factors: Factors, core: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(core, dim=0).real
         product = factors.columns.real @ spectrum @ factors.rows.real
         return product if core.shape[0] == 1 else torch.stack([product[0] + product[1], product[0] - product[1]]) / 2
-    product = factors.columns @ torch.fft.rfft(core, dim=0) @ factors.rows
-    change: Tensor = torch.fft.irfft(product, n=core.shape[0], dim=0)
-    return change
+    left = factors.columns @ torch.fft.rfft(core, dim=0)
+    # The real parts of all slices, then the imaginary parts, as real matrix products; so is the way back from the
+    # Fourier domain, because a Fourier transform along the first axis of a large tensor is several times slower.
+    real = torch.cat([left.real, -left.imag], 2)
+    imaginary = torch.cat([left.imag, left.real], 2)
+    slices = torch.cat([real, imaginary], 1) @ torch.cat([factors.rows.real, factors.rows.imag], 1)
+    weights = _inverse_transform(core.shape[0], core)
+    p, q = left.shape[1], slices.shape[2]
+    back = torch.stack([weights.real, -weights.imag], 2).flatten(1)
+    return (back @ slices.view(-1, p * q)).view(-1, p, q)
+
+
+class RealFactors(NamedTuple):
+    """C and R as real matrices that all layers of a stack share: (p, k) and (k, q), where k is n r or little more."""
+
+    columns: Tensor
+    rows: Tensor
+
+
+def real_factors(factors: Factors) -> RealFactors:
+    """Lay real and imaginary parts of all Fourier slices side by side; see `layer_blocks`."""
+    columns = torch.stack([factors.columns.real, factors.columns.imag], 2).flatten(2)
+    rows = torch.stack([factors.rows.real, factors.rows.imag], 1)
+    return RealFactors(columns.transpose(0, 1).flatten(1), rows.flatten(0, 2))
+
+
+def layer_blocks(core: Tensor) -> Tensor:
+    """Say how C * U * R comes from `real_factors` layer by layer, without being formed.
+
+    Args:
+        core: U, (n, r, r), real.
+
+    Returns:
+        (n, n // 2 + 1, 2 r, 2 r), real: the change of layer s is columns @ block_diagonal(blocks[s]) @ rows.
+    """
+    spectrum = torch.fft.rfft(core, dim=0)
+    # Re(C A R) = [C.re C.im] [[A.re, -A.im], [-A.im, -A.re]] [R.re; R.im], where A is U's slice turned by its layer.
+    turned = _inverse_transform(core.shape[0], core)[:, :, None, None] * spectrum
+    upper, lower = torch.cat([turned.real, -turned.imag], 3), torch.cat([-turned.imag, -turned.real], 3)
+    return torch.cat([upper, lower], 2)
+
+
+def apply_change(inputs: Tensor, factors: RealFactors, blocks: Tensor) -> Tensor:
+    """Multiply by the changes of some layers of a stack, without forming them.
+
+    Args:
+        inputs: (..., q).
+        factors: of the stack.
+        blocks: of the layers, from `layer_blocks`: (layers, frequencies, 2 r, 2 r).
+
+    Returns:
+        (..., layers * p): what the layers' changes add to their outputs, one after the other.
+    """
+    layers, frequencies, width, _ = blocks.shape
+    rows, columns = (factor.to(inputs.dtype) for factor in (factors.rows, factors.columns))
+    inside = linear(inputs.reshape(-1, inputs.shape[-1]), rows).view(-1, frequencies, width)
+    turned = torch.einsum("tfa,lfba->tlfb", inside, blocks.to(inside.dtype))
+    added: Tensor = linear(turned.flatten(2), columns)
+    return added.view(*inputs.shape[:-1], layers * columns.shape[0])
+
+
+def _inverse_transform(n: int, like: Tensor) -> Tensor:
+    """What half a spectrum weighs in each of n layers, (n, n // 2 + 1); the real part of the weighted sum counts."""
+    frequency = torch.arange(n // 2 + 1, device=like.device, dtype=torch.float64)
+    layer = torch.arange(n, device=like.device, dtype=torch.float64)
+    pairs = torch.where((frequency == 0) | (2 * frequency == n), 1.0, 2.0).double()
+    weights = torch.polar((pairs / n).expand(n, -1).contiguous(), 2 * math.pi / n * torch.outer(layer, frequency))
+    return weights.to(torch.complex128 if like.dtype == torch.float64 else torch.complex64)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

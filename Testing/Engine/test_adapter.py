@@ -553,3 +553,60 @@ def test_any_module_is_adapted_saved_loaded_and_merged(
     assert torch.equal(output_of(loaded, inputs), adapted)
     assert torch.allclose(output_of(tcurlora.merge(loaded), inputs), adapted, atol=1e-5)
     assert torch.equal(output_of(network, inputs), expected)
+
+
+def in_both_ways(model: TensorCurModel, image: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+    """Output and gradients of the cores with factors applied to the inputs, and with changed weights."""
+    results = []
+    for factored in (True, False):
+        if not factored:
+            model._factored = []
+        output = model(image)
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=output.dtype)
+        results.append((output, list(torch.autograd.grad((output * weights).sum(), model.cores()))))
+    return results
+
+
+def test_factors_applied_to_inputs_are_changed_weights() -> None:
+    torch.manual_seed(2)
+    # Attention with a fused qkv weight, and an MLP, both wide beside a core of rank 1.
+    network = UNETR(1, 2, (16, 16, 16), feature_size=4, hidden_size=96, mlp_dim=192, num_heads=4).double().eval()
+    model = TensorCurModel(network, TensorCurConfig(r=1, alpha=1.5))
+    for core in model.cores():
+        nn.init.normal_(core, std=0.05)
+    model.double()
+    factored = [stack.spec for stack in model._factored]
+    assert {spec.shape for spec in factored} == {(96, 96), (192, 96), (96, 192)}
+    assert any(part.parts == 3 for spec in factored for part in spec.slices)
+    image = torch.randn(2, 1, 16, 16, 16, dtype=torch.float64)
+    (applied, own), (changed, expected) = in_both_ways(model, image)
+    assert (changed - network(image)).abs().max() > 1e-3
+    torch.testing.assert_close(applied, changed, rtol=0, atol=1e-9)
+    torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-9)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+class DirectUse(nn.Module):
+    """Uses the weight of one linear layer without calling the layer, and names the input of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.second = nn.Linear(32, 48)
+
+    def forward(self, image: Tensor) -> Tensor:
+        result: Tensor = self.second(input=nn.functional.linear(image, self.first.weight))
+        return result
+
+
+def test_a_weight_that_is_used_without_its_layer_is_changed() -> None:
+    torch.manual_seed(3)
+    network = DirectUse()
+    model = TensorCurModel(network, TensorCurConfig(r=2))
+    for core in model.cores():
+        nn.init.normal_(core)
+    image = torch.randn(4, 32)
+    assert [stack.spec.shape for stack in model._factored] == [(32, 32), (48, 32)]
+    torch.testing.assert_close(model(image), model.merged()(image))
+    assert [stack.spec.shape for stack in model._factored] == [(48, 32)]
+    torch.testing.assert_close(model(image), model.merged()(image))

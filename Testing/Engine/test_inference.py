@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from tcurlora.base_models import load_base_model
@@ -146,3 +147,36 @@ def test_too_little_memory_is_said(make_scan: Callable[..., Any]) -> None:
     with pytest.raises(MemoryExhausted) as caught:
         segmenter.segment(make_scan(0)[0])
     assert caught.value.exit_code == 3 and caught.value.remedy
+
+
+class Counting(nn.Module):
+    """Smooths, adds a constant, and remembers the windows that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = nn.Conv3d(1, 2, 5, padding=2)
+        self.windows: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.windows += list(x.clone())
+        result: Tensor = self.smooth(x)
+        return result
+
+
+def test_windows_of_zeros_are_computed_once_and_change_nothing() -> None:
+    torch.manual_seed(0)
+    network, structures = Counting().eval(), [Structure("hippocampus", 7)]
+    segmenter = Segmenter(network, ("background", "hippocampus"), structures, PREPROCESSING, CPU)
+    array = np.zeros((1, 44, 40, 60), np.float32)
+    array[:, 25:40, 5:30, 4:20] = np.random.default_rng(0).normal(0, 3, (15, 25, 16))
+    fractions: list[float] = []
+    probabilities = segmenter.probabilities(array, fractions.append)
+    with_nothing = [window for window in network.windows if not window.any()]
+    network.windows = []
+    with torch.inference_mode():
+        expected = sliding_window_inference(
+            torch.from_numpy(array)[None], (16, 16, 16), 1, lambda x: network(x).softmax(1), 0.5, "gaussian"
+        )
+    assert np.abs(probabilities - expected[0].numpy()).max() < 1e-5
+    assert len(with_nothing) < sum(not window.any() for window in network.windows) / 2
+    assert fractions[0] == 0 and fractions == sorted(fractions) and 0.9 < fractions[-1] < 1

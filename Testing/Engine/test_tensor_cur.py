@@ -13,9 +13,12 @@ from torch import Tensor
 from tcurlora.tensor_cur import (
     FactorMode,
     Factors,
+    apply_change,
     cur_factors,
+    layer_blocks,
     low_rank_change,
     random_rows_and_columns,
+    real_factors,
     select_rows_and_columns,
     t_product,
 )
@@ -211,3 +214,37 @@ def test_weights_of_zero_give_finite_changes(n: int, mode: FactorMode) -> None:
     stack = torch.zeros(n, 4, 4)
     factors = cur_factors(stack, *select_rows_and_columns(stack, 2), mode)
     assert low_rank_change(factors, torch.ones(n, 2, 2)).isfinite().all()
+
+
+def exact_factors(n: int, p: int, q: int, rank: int) -> Factors:
+    """C and R of a random stack in double precision."""
+    stack = normal(n, p, q, seed=n)
+    rows, columns = selected(stack, rank)
+    return Factors(torch.fft.rfft(stack[:, :, columns], dim=0), torch.fft.rfft(stack[:, rows, :], dim=0))
+
+
+def by_fourier_transform(factors: Factors, core: Tensor) -> Tensor:
+    """The definition of C * U * R, with torch's own gradient."""
+    return torch.fft.irfft(factors.columns @ torch.fft.rfft(core, dim=0) @ factors.rows, n=core.shape[0], dim=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 12])
+def test_the_change_and_its_gradient_are_those_of_the_definition(n: int) -> None:
+    factors, core = exact_factors(n, 7, 9, 3), normal(n, 3, 3, seed=1).requires_grad_()
+    weights = normal(n, 7, 9, seed=2)
+    expected = by_fourier_transform(factors, core)
+    change = low_rank_change(factors, core)
+    torch.testing.assert_close(change, expected, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((result * weights).sum(), core)[0] for result in (change, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 12])
+def test_applying_the_factors_is_multiplying_by_the_change(n: int) -> None:
+    factors, core = exact_factors(n, 7, 9, 3), normal(n, 3, 3, seed=1).requires_grad_()
+    inputs, weights = normal(2, 5, 9, seed=3).requires_grad_(), normal(2, 5, 7 * n, seed=4)
+    expected = torch.cat([inputs @ layer.T for layer in by_fourier_transform(factors, core)], -1)
+    applied = apply_change(inputs, real_factors(factors), layer_blocks(core))
+    torch.testing.assert_close(applied, expected, rtol=0, atol=1e-11)
+    ours, theirs = (torch.autograd.grad((result * weights).sum(), (core, inputs)) for result in (applied, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)

@@ -33,7 +33,7 @@ OTHER = Engine(Path("/home/ü/venv/bin/python"), own=False)
 WHOLE = {
     "Python": "3.12.10",
     "torch": "2.9.0+cu128",
-    "monai": "1.5.1",
+    "monai": "1.6.0",
     "SimpleITK": "2.5.0",
     "numpy": "2.0.1",
     "scipy": "1.14.1",
@@ -103,17 +103,17 @@ class PlanTest(unittest.TestCase):
     def test_missing_and_old_packages_are_named_with_what_is_downloaded(self) -> None:
         made = plan(torch=None, monai="1.3.2", einops=None)
         self.assertEqual(made.missing, ("torch", "monai", "einops"))
-        self.assertEqual(made.requirements, ("torch>=2.4", "monai>=1.4", "einops>=0.7"))
+        self.assertEqual(made.requirements, ("torch>=2.8", "monai>=1.6", "einops>=0.7"))
         self.assertTrue(made.installable)
         words = made.words()
-        for part in ("torch>=2.4, monai>=1.4, einops>=0.7", "pytorch.org", "3 GB", "monai, einops from pypi.org"):
+        for part in ("torch>=2.8, monai>=1.6, einops>=0.7", "pytorch.org", "3 GB", "monai, einops from pypi.org"):
             self.assertIn(part, words)
         self.assertIn("numpy 2.0.1 stays as installed", words)
         self.assertIn("None of your data is sent", words)
         self.assertIn("Nothing is downloaded", made.words(Path("/räder")))
 
     def test_versions_are_compared_by_number(self) -> None:
-        for version, missing in (("1.10.0", ()), ("1.4", ()), ("1.4.dev3", ()), ("1.3.99", ("monai",)), ("2", ())):
+        for version, missing in (("1.10.0", ()), ("1.6.0", ()), ("1.6.dev3", ()), ("1.5.99", ("monai",)), ("2", ())):
             self.assertEqual(plan(monai=version).missing, missing, version)
         self.assertTrue(plan(SimpleITK="of unknown version", numpy="of unknown version").complete)
 
@@ -147,7 +147,7 @@ class PlanTest(unittest.TestCase):
         made = plan_installation(report(monai=None, numpy="1.20"), OTHER)
         self.assertEqual(made.missing, ("monai", "numpy"))
         self.assertFalse(made.installable)
-        self.assertIn(f'"{OTHER.python}" -m pip install "monai>=1.4" "numpy>=1.26"', made.words())
+        self.assertIn(f'"{OTHER.python}" -m pip install "monai>=1.6" "numpy>=1.26"', made.words())
         recorder = Recorder()
         with self.assertRaisesRegex(UserError, "not altered from here"):
             install(made, lambda _: True, tools=recorder.tools)
@@ -199,13 +199,13 @@ class InstallTest(unittest.TestCase):
         versions = patch.object(installation.importlib.metadata, "version", lambda name: "2.9.1+cpu")
         with versions:
             self.assertTrue(install(plan(torch=None, monai=None), lambda _: True, tools=recorder.tools))
-        self.assertEqual(recorder.calls, [("torch", ">=2.4"), ("pip", "monai>=1.4")])
+        self.assertEqual(recorder.calls, [("torch", ">=2.8"), ("pip", "monai>=1.6")])
         self.assertEqual(recorder.constraints.splitlines(), ["numpy==2.0.1", "torch==2.9.1+cpu", "--only-binary :all:"])
 
     def test_torch_declined_in_the_extensions_own_question_ends_it(self) -> None:
         recorder = Recorder(torch=None)
         self.assertFalse(install(plan(torch=None, monai=None), lambda _: True, tools=recorder.tools))
-        self.assertEqual(recorder.calls, [("torch", ">=2.4")])
+        self.assertEqual(recorder.calls, [("torch", ">=2.8")])
 
     def test_extension_that_stumbles_over_half_a_torch_is_put_in_words(self) -> None:
         recorder = Recorder(torch=TypeError("'NoneType' object is not iterable"))
@@ -215,32 +215,32 @@ class InstallTest(unittest.TestCase):
         self.assertIn("uninstall PyTorch in the module PyTorch Utils", str(caught.exception))
 
     def test_pip_keeps_numpy_and_installs_from_a_folder_without_a_network(self) -> None:
-        wheel(self.wheels, "monai", "1.5.0", "numpy")
+        wheel(self.wheels, "monai", "1.6.0", "numpy")
         for version in ("2.0.1", "9.0.0"):
             wheel(self.wheels, "numpy", version)
         made = plan(monai=None, torch="2.9.0")
         self.assertTrue(install(made, lambda _: True, self.wheels, Tools(self.real_pip, self.fail)))
-        self.assertEqual(self.installed(), {"monai-1.5.0.dist-info", "numpy-2.0.1.dist-info"})
+        self.assertEqual(self.installed(), {"monai-1.6.0.dist-info", "numpy-2.0.1.dist-info"})
 
     def test_torch_may_come_from_the_folder_too(self) -> None:
-        wheel(self.wheels, "torch", "2.5.0")
+        wheel(self.wheels, "torch", "2.9.1")
         self.assertTrue(install(plan(torch=None), lambda _: True, self.wheels, Tools(self.real_pip, self.fail)))
-        self.assertEqual(self.installed(), {"torch-2.5.0.dist-info"})
+        self.assertEqual(self.installed(), {"torch-2.9.1.dist-info"})
 
     def test_folder_that_lacks_something_is_refused_before_anything_is_asked(self) -> None:
-        wheel(self.wheels, "monai", "1.5.0")
+        wheel(self.wheels, "monai", "1.6.0")
         with self.assertRaisesRegex(UserError, r"no wheel of einops.*\n?.*pip download"):
             install(plan(monai=None, einops=None), self.fail, self.wheels, Recorder().tools)
         with self.assertRaisesRegex(UserError, "cannot be read"):
             install(plan(monai=None), self.fail, self.place / "fehlt", Recorder().tools)
 
     def test_conflict_is_told_with_pips_own_reason(self) -> None:
-        wheel(self.wheels, "monai", "1.5.0", "numpy>=3")
+        wheel(self.wheels, "monai", "1.6.0", "numpy>=3")
         for version in ("2.0.1", "9.0.0"):
             wheel(self.wheels, "numpy", version)
         with self.assertRaises(UserError) as caught:
             install(plan(monai=None), lambda _: True, self.wheels, Tools(self.real_pip, self.fail))
-        self.assertIn("monai>=1.4 could not be installed", caught.exception.message)
+        self.assertIn("monai>=1.6 could not be installed", caught.exception.message)
         self.assertRegex(caught.exception.message, "conflict|ResolutionImpossible")
         self.assertNotIn("exit status", str(caught.exception))
         self.assertIn("folder of wheels", caught.exception.remedy)
@@ -312,9 +312,9 @@ class SlicersFunctionsTest(unittest.TestCase):
         utils.PyTorchUtilsLogic = Logic  # type: ignore[attr-defined]
         self.run_with(slicer=slicer, slicer__packaging=packaging, PyTorchUtils=utils)
         self.run_with(slicer=slicer, slicer__packaging=None, PyTorchUtils=utils)
-        torch = ("torch", {"askConfirmation": True, "torchVersionRequirement": ">=2.4"})
-        self.assertEqual(calls[:2], [torch, ("ensure", ["monai>=1.4"], True, False)])
-        self.assertEqual(calls[2:], [torch, ("install", ["monai>=1.4", "--constraint"], True)])
+        torch = ("torch", {"askConfirmation": True, "torchVersionRequirement": ">=2.8"})
+        self.assertEqual(calls[:2], [torch, ("ensure", ["monai>=1.6"], True, False)])
+        self.assertEqual(calls[2:], [torch, ("install", ["monai>=1.6", "--constraint"], True)])
 
     def test_missing_extension_is_told(self) -> None:
         with self.modules(PyTorchUtils=None), self.assertRaisesRegex(UserError, "PyTorch extension is not installed"):
@@ -325,13 +325,13 @@ class ReasonTest(unittest.TestCase):
     def test_reason_is_pips_last_error(self) -> None:
         lines = [
             "Collecting monai",
-            "\x1b[31mERROR: Could not find a version that satisfies the requirement monai>=1.4\x1b[0m",
-            "ERROR: No matching distribution found for monai>=1.4",
+            "\x1b[31mERROR: Could not find a version that satisfies the requirement monai>=1.6\x1b[0m",
+            "ERROR: No matching distribution found for monai>=1.6",
             "",
             "[notice] A new release of pip is available",
         ]
         text = reason(lines)
-        self.assertTrue(text.endswith("No matching distribution found for monai>=1.4."))
+        self.assertTrue(text.endswith("No matching distribution found for monai>=1.6."))
         self.assertNotIn("notice", text)
         self.assertNotIn("\x1b", text)
         self.assertLess(len(reason(["ERROR: " + "x" * 5000])), 700)
