@@ -280,6 +280,7 @@ class _Run:
                 "adapter_bytes": sum(t.numel() * t.element_size() for t in model.trained_state().values()),
                 "base_bytes": self.site.base.weights.stat().st_size,
             },
+            subjects={case.name: case.subject for case in self.site.dataset.cases},
         )
 
     def details(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from tcurlora.errors import InputError
 from tcurlora.labels import Channel
-from tcurlora.stacks import Slice, StackSpec, as_matrix, as_weight, find_stacks, gather, matches
+from tcurlora.stacks import KernelMode, Slice, StackSpec, as_matrices, as_weight, find_stacks, gather, matches
 from tcurlora.tensor_cur import (
     FactorMode,
     Factors,
@@ -53,6 +53,7 @@ class TensorCurConfig:
         factors: `orthonormal` (one learning rate moves every stack alike) or `raw` (the paper's).
         selection: `cur` (the most energetic rows and columns) or `random` (a control).
         kinds: kinds of layers that are stacked: `linear`, `convolution`, `transposed`.
+        kernels: `taps` stacks a matrix for each voxel of a kernel, `flat` one for each kernel.
         target_modules: regular expressions on module names; None takes all modules of these kinds.
         modules_to_save: regular expressions on parameter names that are trained as they are and saved whole.
         head: name of the convolution that makes the output channels; trained whole, None if it stays frozen.
@@ -66,6 +67,7 @@ class TensorCurConfig:
     factors: FactorMode = "orthonormal"
     selection: Literal["cur", "random"] = "cur"
     kinds: tuple[str, ...] = KINDS
+    kernels: KernelMode = "taps"
     target_modules: tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] = ()
     head: str | None = None
@@ -79,6 +81,7 @@ class TensorCurConfig:
         for value, known in (
             (self.factors, ("orthonormal", "raw")),
             (self.selection, ("cur", "random")),
+            (self.kernels, ("taps", "flat")),
             *((kind, KINDS) for kind in self.kinds),
         ):
             if value not in known:
@@ -117,6 +120,7 @@ class TensorCurConfig:
                 factors=content["factors"],
                 selection=content["selection"],
                 kinds=tuple(content["kinds"]),
+                kernels=content["kernels"],
                 target_modules=None if target_modules is None else tuple(target_modules),
                 modules_to_save=tuple(content["modules_to_save"]),
                 head=content["head"],
@@ -214,10 +218,10 @@ class CoreStack(nn.Module):
         # kept apart because moving a module to another dtype would drop the imaginary part of a complex buffer.
         for name, factor in factors._asdict().items():
             self.register_buffer(f"{name}_factor", torch.view_as_real(factor), persistent=False)
-        self.core = nn.Parameter(torch.zeros(len(spec.slices), len(rows), len(rows)))
+        self.core = nn.Parameter(torch.zeros(spec.depth, len(rows), len(rows)))
 
     def change(self) -> Tensor:
-        """Compute alpha * C * U * R for all layers of the stack: (n, out, in)."""
+        """Compute alpha * C * U * R for all matrices of the stack: (n, out, in)."""
         return low_rank_change(self._factors(), self.alpha * self.core)
 
     def suits_factors(self) -> bool:
@@ -270,7 +274,7 @@ class TensorCurModel(nn.Module):
         whole.update(name for name in head if name in parameters)
         specs = config.stacks
         if specs is None:
-            found = find_stacks(network, config.target_modules) if config.kinds else []
+            found = find_stacks(network, config.target_modules, config.kernels) if config.kinds else []
             specs = tuple(_without(spec, whole) for spec in found if spec.kind in config.kinds)
             specs = tuple(spec for spec in specs if spec.slices)
         if not specs and not whole:
@@ -336,12 +340,12 @@ class TensorCurModel(nn.Module):
         with torch.autocast(self._device_type(), enabled=False):
             for stack in stacks:
                 changes: dict[str, list[Tensor]] = {}
-                for matrix, part in zip(stack.change().unbind(0), stack.spec.slices, strict=True):
-                    changes.setdefault(part.parameter, []).append(matrix)
+                for matrices, part in zip(stack.change().split(stack.spec.taps), stack.spec.slices, strict=True):
+                    changes.setdefault(part.parameter, []).append(matrices)
                 for name, parts in changes.items():
-                    matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
+                    matrices = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
                     weight = base[name]
-                    change = as_weight(matrix, weight.shape, stack.spec.kind == "transposed")
+                    change = as_weight(matrices, weight.shape, stack.spec.kind)
                     adapted[name] = weight + change.to(weight.dtype)
         return adapted
 
@@ -537,8 +541,8 @@ def _require_parameters(parameters: Mapping[str, Tensor], specs: Sequence[StackS
     for spec in specs:
         for part in spec.slices:
             weight = parameters.get(part.parameter)
-            shape = None if weight is None else as_matrix(weight, spec.kind == "transposed").shape
-            if shape is None or (shape[0] // part.parts, shape[1]) != tuple(spec.shape):
+            shape = None if weight is None else as_matrices(weight, spec.kind, spec.taps).shape
+            if shape is None or (shape[0], shape[1] // part.parts, shape[2]) != (spec.taps, *spec.shape):
                 raise InputError(
                     f"The adapter expects a weight '{part}' of shape {tuple(spec.shape)}, which the network lacks.",
                     "Use the base model that the adapter was made for.",
@@ -556,9 +560,10 @@ def _channel_from_dict(entry: Mapping[str, Any]) -> Channel:
 
 
 def _stack_to_dict(spec: StackSpec) -> dict[str, Any]:
-    return {"kind": spec.kind, "shape": list(spec.shape), "slices": [str(s) for s in spec.slices]}
+    return {"kind": spec.kind, "shape": list(spec.shape), "taps": spec.taps, "slices": [str(s) for s in spec.slices]}
 
 
 def _stack_from_dict(entry: Mapping[str, Any]) -> StackSpec:
     out, inside = entry["shape"]
-    return StackSpec(entry["kind"], (int(out), int(inside)), tuple(Slice.parse(s) for s in entry["slices"]))
+    slices = tuple(Slice.parse(text) for text in entry["slices"])
+    return StackSpec(entry["kind"], (int(out), int(inside)), slices, int(entry["taps"]))

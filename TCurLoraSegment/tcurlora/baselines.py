@@ -11,17 +11,18 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tcurlora.adapter import AdaptedModel, CoreStack, TensorCurConfig, TensorCurModel
+from tcurlora.adapter import KINDS, AdaptedModel, CoreStack, TensorCurConfig, TensorCurModel
 from tcurlora.errors import InputError
+from tcurlora.presets import COMPACT_RANK
 from tcurlora.stacks import Slice, StackSpec, find_stacks, gather, matches
 from tcurlora.tensor_cur import Factors, cur_factors
 
-DEFAULT_RANK = 8
 PEFT_KINDS = ("linear", "convolution")  # peft has no LoRA for transposed convolutions
 ADAPTER = "default"
 
@@ -36,6 +37,7 @@ class Method:
         lr_core: middle of the grid of peak learning rates for what changes frozen weights.
         lr_whole: the same for what is trained whole.
         changes: fields of the preset's configuration that differ.
+        rank: used where the user names none.
         make: turns the network, its configuration and a seed into a model.
         needs_peft: whether peft must be installed.
         trained: False for the base as it is.
@@ -46,6 +48,7 @@ class Method:
     lr_core: float
     lr_whole: float
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rank: int = 8
     make: Callable[[nn.Module, TensorCurConfig], AdaptedModel] = TensorCurModel
     needs_peft: bool = False
     trained: bool = True
@@ -234,7 +237,7 @@ def _stacks(network: nn.Module, config: TensorCurConfig) -> list[StackSpec]:
         whole = bool(config.modules_to_save) and matches(parameter, config.modules_to_save)
         return not whole and parameter != f"{config.head}.weight"
 
-    found = find_stacks(network, config.target_modules)
+    found = find_stacks(network, config.target_modules)  # kernels flattened: others know no taps
     kept = (
         replace(spec, slices=tuple(part for part in spec.slices if frozen(part.parameter)))
         for spec in found
@@ -286,17 +289,23 @@ def _gaussian(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
 
 def _lora_matched(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
     budget = TensorCurModel(network, config).trained_counts()["cores"]
-    rank, layers = matched_layers(lora_layers(network, config), budget)
+    rank, layers = matched_layers(lora_layers(network, replace(config, kinds=KINDS)), budget)
     return LoraModel(network, replace(config, r=rank), layers)
 
 
 _RAW = {"factors": "raw"}
+# Every layer that has weights, its kernels flattened to matrices: what methods without taps adapt.
+_ALL = {"kinds": KINDS, "kernels": "flat"}
+_compact = partial(Method, preset="compact", lr_core=3e-2, lr_whole=3e-3)
 METHODS: dict[str, Method] = {
     "base": Method("the base model as it is", "compact", 0.0, 0.0, trained=False),
     "decoder": Method("decoder and head trained whole", "decoder", 0.0, 1e-3),
     "full": Method("everything trained whole", "full", 0.0, 5e-4),
-    "compact": Method("tCURLoRA, all stacks, orthonormal factors; head", "compact", 3e-2, 3e-3),
-    "compact-raw": Method("tCURLoRA, all stacks, raw factors; head", "compact", 1e-2, 3e-3, _RAW),
+    "compact": _compact("tCURLoRA, kernels by taps, orthonormal factors; head", rank=COMPACT_RANK),
+    "compact-raw": _compact(
+        "tCURLoRA, as compact with raw factors; head", lr_core=1e-2, changes=_RAW, rank=COMPACT_RANK
+    ),
+    "compact-flat": _compact("tCURLoRA, all stacks, flat kernels, orthonormal factors; head", changes=_ALL),
     "paper": Method("tCURLoRA, transformer's stacks, raw factors; decoder and head", "paper", 1e-3, 1e-3),
     "paper-orthonormal": Method(
         "tCURLoRA, transformer's stacks, orthonormal factors; decoder and head",
@@ -305,28 +314,27 @@ METHODS: dict[str, Method] = {
         1e-3,
         {"factors": "orthonormal"},
     ),
-    "random": Method(
-        "control: as compact, rows and columns drawn at random", "compact", 3e-2, 3e-3, {"selection": "random"}
+    "random": _compact(
+        "control: as compact, rows and columns drawn at random", changes={"selection": "random"}, rank=COMPACT_RANK
     ),
-    "gaussian": Method(
+    "gaussian": _compact(
         "control: as compact, random orthonormal factors that know nothing of the base",
-        "compact",
-        3e-2,
-        3e-3,
+        rank=COMPACT_RANK,
         make=_gaussian,
     ),
-    "curlora": Method(
-        "CURLoRA: each matrix for itself, unimportant rows and columns; head", "compact", 3e-2, 3e-3, _RAW, _curlora
+    "curlora": _compact(
+        "CURLoRA: each matrix for itself, unimportant rows and columns; head", changes={**_ALL, **_RAW}, make=_curlora
     ),
-    "lora-xs": Method("LoRA-XS: each matrix between its singular vectors; head", "compact", 1e-2, 3e-3, make=_lora_xs),
-    "lora": Method(
-        "LoRA (peft), linear layers and convolutions; head", "compact", 3e-3, 3e-3, make=LoraModel, needs_peft=True
+    "lora-xs": _compact(
+        "LoRA-XS: each matrix between its singular vectors; head", lr_core=1e-2, changes=_ALL, make=_lora_xs
     ),
-    "lora-matched": Method(
+    "lora": _compact(
+        "LoRA (peft), linear layers and convolutions; head", lr_core=3e-3, changes=_ALL, make=LoraModel, needs_peft=True
+    ),
+    "lora-matched": _compact(
         "LoRA (peft), at most as many numbers as compact; head",
-        "compact",
-        3e-3,
-        3e-3,
+        lr_core=3e-3,
+        rank=COMPACT_RANK,
         make=_lora_matched,
         needs_peft=True,
     ),
@@ -356,14 +364,14 @@ def parse_methods(names: Iterable[str]) -> dict[str, tuple[Method, int]]:
         if name not in METHODS:
             raise InputError(
                 f"--methods has the method '{entry}', which is not known.",
-                f"Choose among {', '.join(METHODS)}; NAME@RANK sets another rank than {DEFAULT_RANK}.",
+                f"Choose among {', '.join(METHODS)}; NAME@RANK sets another rank than the usual one.",
                 "unknown_method",
             )
         if at and not (rank.isdecimal() and 1 <= int(rank) < 10_000):
             raise InputError(f"--methods has the rank '{rank}' in '{entry}'.", "Write for example lora@4.", "bad_rank")
         if entry in chosen:
             raise InputError(f"--methods names '{entry}' twice.", "Name each method once.", "duplicate_method")
-        chosen[entry] = (METHODS[name], int(rank) if at else DEFAULT_RANK)
+        chosen[entry] = (METHODS[name], int(rank) if at else METHODS[name].rank)
     needing = [name for name, (method, _) in chosen.items() if method.needs_peft]
     if needing and importlib.util.find_spec("peft") is None:
         raise InputError(

@@ -19,7 +19,7 @@ from tcurlora.errors import Cancelled, InputError, MemoryExhausted, TCurLoraErro
 from tcurlora.events import ConsoleEvents, EventSink, JsonEvents
 
 METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "random", "paper", "compact")
+COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),
@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     adapt.add_argument("--out", required=True, help="folder of the new adapter")
     adapt.add_argument("--name", default="", help="name of the adapter (default: that of its folder)")
     adapt.add_argument("--method", default="compact", help=f"one of {', '.join(METHODS)}; 'tcurlora' is 'compact'")
-    adapt.add_argument("--rank", type=_positive, help="rank of the cores (default: 8)")
+    adapt.add_argument("--rank", type=_positive, help="rank of the cores (default: 4 for compact, 8 for paper)")
     adapt.add_argument(
         "--folds", type=_natural, help="folds of the cross-validation; 0: none (default: 3, or leave-one-out)"
     )
@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         default=",".join(COMPARED),
         help=f"separated by commas, NAME@RANK for another rank (default: {','.join(COMPARED)}); "
-        "also lora-matched, lora-xs, curlora, gaussian, compact-raw, paper-orthonormal, paper-lora",
+        "also lora-xs, curlora, gaussian, compact-raw, compact-flat, paper-orthonormal, paper-lora",
     )
     compare.add_argument("--reference", default="", help="method that the others are compared with (default: compact)")
     length = compare.add_mutually_exclusive_group()

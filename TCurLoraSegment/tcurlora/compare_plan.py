@@ -14,7 +14,7 @@ from tcurlora.errors import InputError
 from tcurlora.site import Site, check_site, fold_cases
 
 BASE = "base"
-DEFAULT_METHODS = ("base", "decoder", "full", "lora", "random", "paper", "compact")
+DEFAULT_METHODS = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 RATE_FACTORS = (1.0, 10**-0.5, 10**0.5, 0.1, 10.0, 10**-1.5, 10**1.5)
 """The grid around a method's own learning rates, in the order in which more trials extend it."""
 

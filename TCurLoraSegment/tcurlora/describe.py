@@ -41,8 +41,8 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
         "sha256": base.sha256,
         "numbers": sum(p.numel() for p in network.parameters()),
         "stacks": [
-            {"kind": s.kind, "shape": list(s.shape), "slices": [str(part) for part in s.slices]}
-            for s in find_stacks(network)
+            {"kind": s.kind, "shape": list(s.shape), "taps": s.taps, "slices": [str(part) for part in s.slices]}
+            for s in find_stacks(network, kernels="taps")
         ],
         "trained": trained,
     }
@@ -66,13 +66,14 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         [
             s["kind"],
             _times(s["shape"]),
+            str(s["taps"]),
             str(len(s["slices"])),
             s["slices"][0] + (" ..." if len(s["slices"]) > 1 else ""),
         ]
         for s in description["stacks"]
     ]
-    lines.append(table(["kind", "out x in", "layers", "first"], rows))
-    lines += ["", "Numbers trained at rank 8, without the head:"]
+    lines.append(table(["kind", "out x in", "taps", "layers", "first"], rows))
+    lines += ["", "Numbers trained at each method's usual rank, without the head:"]
     lines += [
         f"  {method}: {counts['not_available'] if 'not_available' in counts else format(counts['total'], ',')}"
         for method, counts in description["trained"].items()

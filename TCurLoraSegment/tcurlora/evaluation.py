@@ -98,15 +98,27 @@ def summarize(scores: Sequence[Score]) -> dict[str, dict[str, float | int | None
     return {**summary, MEAN: overall}
 
 
-def compare_scores(base: Sequence[Score], adapted: Sequence[Score], n_boot: int = 2000) -> dict[str, Any]:
+def compare_scores(
+    base: Sequence[Score],
+    adapted: Sequence[Score],
+    subjects: Mapping[str, str] | None = None,
+    n_boot: int = 2000,
+) -> dict[str, Any]:
     """Compare two models on the same cases, paired per case and structure.
 
     Where the truth lacks a structure, a model that rightly leaves it out counts as Dice 1 against one that does not.
 
+    Args:
+        base: scores of one model.
+        adapted: scores of the other.
+        subjects: whose scan each case is; every case is a subject of its own when None.
+        n_boot: samples of the bootstrap.
+
     Returns:
         `structures` (name to numbers), `mean` (the same numbers of the cases' means over structures) and `cases`
         (each case's mean Dice). Numbers: n, base_dice, adapted_dice, dice_difference (adapted less base),
-        dice_difference_ci95 (paired bootstrap over cases; None below 3 cases), improved, worsened, n_distance,
+        dice_difference_ci95 (paired bootstrap over subjects, because two scans of a person are not two independent
+        proofs; None below 3 subjects), improved, worsened, n_distance,
         base_hd95_mm, adapted_hd95_mm, hd95_mm_difference.
 
     Raises:
@@ -126,16 +138,18 @@ def compare_scores(base: Sequence[Score], adapted: Sequence[Score], n_boot: int 
         if c is not None and d is not None:
             hd95[key] = (c, d)
     case_dice, case_hd95 = _case_means(dice), _case_means(hd95)
+    subjects = subjects or {score.case: score.case for score in base}
     return {
         "structures": {
             name: _comparison(
-                [pair for key, pair in dice.items() if key[1] == name],
-                [pair for key, pair in hd95.items() if key[1] == name],
+                {case: pair for (case, structure), pair in dice.items() if structure == name},
+                [pair for (_, structure), pair in hd95.items() if structure == name],
+                subjects,
                 n_boot,
             )
             for name in dict.fromkeys(score.structure for score in base)
         },
-        MEAN: _comparison(list(case_dice.values()), list(case_hd95.values()), n_boot),
+        MEAN: _comparison(case_dice, list(case_hd95.values()), subjects, n_boot),
         "cases": [
             {"case": case, "base_dice": a, "adapted_dice": b, "dice_difference": b - a}
             for case, (a, b) in case_dice.items()
@@ -200,21 +214,29 @@ def _case_means(pairs: Mapping[tuple[str, str], tuple[float, float]]) -> dict[st
 
 
 def _comparison(
-    dice: Sequence[tuple[float, float]], hd95: Sequence[tuple[float, float]], n_boot: int
+    dice: Mapping[str, tuple[float, float]],
+    hd95: Sequence[tuple[float, float]],
+    subjects: Mapping[str, str],
+    n_boot: int,
 ) -> dict[str, Any]:
-    differences = np.array([b - a for a, b in dice])
+    differences = {case: adapted - base for case, (base, adapted) in dice.items()}
+    by_subject: dict[str, list[float]] = {}
+    for case, difference in differences.items():
+        by_subject.setdefault(subjects[case], []).append(difference)
     interval = None
-    if len(differences) >= 3:
-        drawn = np.random.default_rng(0).integers(len(differences), size=(n_boot, len(differences)))
-        interval = [float(q) for q in np.percentile(differences[drawn].mean(axis=1), (2.5, 97.5))]
+    if len(by_subject) >= 3:
+        sums, counts = (np.array([measure(group) for group in by_subject.values()]) for measure in (sum, len))
+        drawn = np.random.default_rng(0).integers(len(sums), size=(n_boot, len(sums)))
+        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        interval = [float(q) for q in np.percentile(means, (2.5, 97.5))]
     return {
         "n": len(dice),
-        "base_dice": _mean([a for a, _ in dice]),
-        "adapted_dice": _mean([b for _, b in dice]),
-        "dice_difference": _mean(differences.tolist()),
+        "base_dice": _mean([a for a, _ in dice.values()]),
+        "adapted_dice": _mean([b for _, b in dice.values()]),
+        "dice_difference": _mean(list(differences.values())),
         "dice_difference_ci95": interval,
-        "improved": int((differences > 0).sum()),
-        "worsened": int((differences < 0).sum()),
+        "improved": sum(difference > 0 for difference in differences.values()),
+        "worsened": sum(difference < 0 for difference in differences.values()),
         "n_distance": len(hd95),
         "base_hd95_mm": _mean([a for a, _ in hd95]),
         "adapted_hd95_mm": _mean([b for _, b in hd95]),

@@ -9,6 +9,7 @@ from torch import nn
 
 from tcurlora.adapter import TensorCurConfig
 from tcurlora.errors import InputError
+from tcurlora.stacks import find_stacks
 from tcurlora.training import TrainingSettings
 
 DECODERS: dict[str, tuple[str, ...]] = {
@@ -19,13 +20,16 @@ DECODERS: dict[str, tuple[str, ...]] = {
 }
 PRESETS = ("compact", "paper", "decoder", "full")
 DEFAULT_PRESET = "compact"
+KERNELS = ("convolution", "transposed")
+COMPACT_RANK = 4
 
 
 def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
     """Configure a method for a network.
 
-    `compact` trains the cores of all stacks and the head. `paper` trains the cores of the transformer's linear layers
-    with raw factors and the whole decoder (arXiv 2501.02227). `decoder` and `full` are baselines without cores.
+    `compact` trains the cores of the convolution kernels and the head; of a network without kernels, those of its
+    linear layers. `paper` trains the cores of the transformer's linear layers with raw factors and the whole decoder
+    (arXiv 2501.02227). `decoder` and `full` are baselines without cores.
 
     Args:
         name: one of `PRESETS`.
@@ -37,7 +41,8 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
     """
     _require_known(name)
     if name == "compact":
-        return TensorCurConfig(**changes)
+        convolutional = any(stack.kind in KERNELS for stack in find_stacks(network))
+        return TensorCurConfig(**{"r": COMPACT_RANK, "kinds": KERNELS if convolutional else ("linear",), **changes})
     if name == "full":
         return TensorCurConfig(**{"kinds": (), "modules_to_save": (".*",), **changes})
     decoder = DECODERS.get(type(network).__name__)

@@ -83,6 +83,7 @@ def build_report(
     folds: Any,
     training: Mapping[str, Any],
     size: Mapping[str, Any],
+    subjects: Mapping[str, str] | None = None,
     keep_names: bool = False,
 ) -> dict[str, Any]:
     """Put together what `report.json` of an adapter holds.
@@ -96,6 +97,7 @@ def build_report(
         training: JSON-serialisable settings and course of the final training; it must hold no paths and, where there
             is no cross-validation to tell the names of the cases, none of those either.
         size: sizes of base and adapter, in bytes and numbers.
+        subjects: whose scan each case is; they are used for the interval of the gain and not written.
         keep_names: leave the names of the cases as they are.
     """
     validation = comparison = None
@@ -105,7 +107,8 @@ def build_report(
             aliases = {name: f"case {number:02d}" for number, name in enumerate(names, start=1)}
             base, adapted = ([replace(s, case=aliases[s.case]) for s in scores] for scores in (base, adapted))
             folds, training = _renamed(folds, aliases), _renamed(training, aliases)
-        comparison = compare_scores(base, adapted)
+            subjects = subjects and {aliases[name]: subjects[name] for name in names}
+        comparison = compare_scores(base, adapted, subjects)
         validation = {
             "folds": folds,
             "base": {"summary": summarize(base), "cases": [asdict(score) for score in base]},

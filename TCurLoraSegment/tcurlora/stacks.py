@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 QKV = ("q", "k", "v")
+KernelMode = Literal["taps", "flat"]
+MOST_TAPS = 27
+"""A kernel of 3 x 3 x 3; a larger one, as a patch embedding has, would need a core for each of thousands of voxels."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One matrix of a stack: a whole weight, or one of the three parts of a fused qkv weight.
+    """What one weight gives to a stack: all of it, or one of the three parts of a fused qkv weight.
 
     Attributes:
         parameter: the weight's name in the network.
@@ -39,24 +44,41 @@ class Slice:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """The slices of one stack and the (out, in) shape that they share."""
+    """The weights of one stack, and how each becomes matrices of equal shape.
+
+    Attributes:
+        kind: `linear`, `convolution` or `transposed`.
+        shape: (out, in) of the matrices.
+        slices: where the matrices come from.
+        taps: matrices from each slice: one for each voxel of a kernel, or a single one.
+    """
 
     kind: str
     shape: tuple[int, int]
     slices: tuple[Slice, ...]
+    taps: int = 1
+
+    @property
+    def depth(self) -> int:
+        """Matrices in the stack: n."""
+        return len(self.slices) * self.taps
 
 
-def find_stacks(network: nn.Module, target_modules: Sequence[str] | None = None) -> list[StackSpec]:
+def find_stacks(
+    network: nn.Module, target_modules: Sequence[str] | None = None, kernels: KernelMode = "flat"
+) -> list[StackSpec]:
     """Group the weights of linear layers and convolutions by kind and matrix shape.
 
     Layers keep the order in which the network registers them (in a MONAI transformer block: MLP up, MLP down, output
-    projection, q, k, v). A fused qkv weight counts as three matrices. Kernels are flattened to (out, in * k^3).
+    projection, q, k, v). A fused qkv weight counts as three matrices.
 
     Args:
         network: any module.
         target_modules: regular expressions, searched in the module's name; None takes all.
+        kernels: `flat` flattens a kernel to one matrix (out, in * k^3). `taps` makes a kernel a stack by itself, with
+            a matrix (out, in) for each of its k^3 voxels, where there are at most 27.
     """
-    found: dict[tuple[str, tuple[int, int]], list[Slice]] = {}
+    found: dict[tuple[str, tuple[int, int], int, str], list[Slice]] = {}
     # A weight that several layers share is listed once, under its first name.
     parameters = dict(network.named_parameters())
     for name, module in network.named_modules():
@@ -66,27 +88,41 @@ def find_stacks(network: nn.Module, target_modules: Sequence[str] | None = None)
         parameter = f"{name}.weight" if name else "weight"
         if parameter not in parameters:
             continue
-        out, inside = as_matrix(module.weight, kind == "transposed").shape
+        size = math.prod(module.weight.shape[2:])
+        taps = size if kernels == "taps" and size <= MOST_TAPS else 1
+        _, out, inside = as_matrices(module.weight, kind, taps).shape
         parts = 3 if kind == "linear" and out == 3 * inside and "qkv" in name else 1
-        slices = found.setdefault((kind, (out // parts, inside)), [])
+        # The t-product turns the axis of a stack into a circle, and the taps of two kernels are not neighbours.
+        alone = parameter if taps > 1 else ""
+        slices = found.setdefault((kind, (out // parts, inside), taps, alone), [])
         slices += [Slice(parameter, part, parts) for part in range(parts)]
-    return [StackSpec(kind, shape, tuple(slices)) for (kind, shape), slices in found.items()]
+    return [StackSpec(kind, shape, tuple(slices), taps) for (kind, shape, taps, _), slices in found.items()]
 
 
 def gather(spec: StackSpec, parameters: Mapping[str, Tensor]) -> Tensor:
     """Stack the matrices of a spec: (n, out, in)."""
-    transposed = spec.kind == "transposed"
-    return torch.stack([as_matrix(parameters[s.parameter], transposed).chunk(s.parts)[s.part] for s in spec.slices])
+    return torch.cat(
+        [as_matrices(parameters[s.parameter], spec.kind, spec.taps).chunk(s.parts, 1)[s.part] for s in spec.slices]
+    )
 
 
-def as_matrix(weight: Tensor, transposed: bool) -> Tensor:
-    """Flatten a weight to (out, in * kernel); a transposed convolution holds its input axis first."""
-    return (weight.transpose(0, 1) if transposed else weight).flatten(1)
+def as_matrices(weight: Tensor, kind: str, taps: int = 1) -> Tensor:
+    """Lay out a weight as matrices: (taps, out, in), or (1, out, in * kernel) where it is flattened.
+
+    Args:
+        weight: of a linear layer or a convolution; a transposed convolution holds its input axis first.
+        kind: `linear`, `convolution` or `transposed`.
+        taps: number of voxels of the kernel, or 1.
+    """
+    weight = weight.transpose(0, 1) if kind == "transposed" else weight
+    return weight.flatten(1)[None] if taps == 1 else weight.flatten(2).permute(2, 0, 1)
 
 
-def as_weight(matrix: Tensor, shape: Sequence[int], transposed: bool) -> Tensor:
-    """Undo `as_matrix` for a weight of the given shape."""
-    return matrix.view(shape[1], shape[0], *shape[2:]).transpose(0, 1) if transposed else matrix.view(*shape)
+def as_weight(matrices: Tensor, shape: Sequence[int], kind: str) -> Tensor:
+    """Undo `as_matrices` for a weight of the given shape."""
+    out_in = (shape[1], shape[0]) if kind == "transposed" else (shape[0], shape[1])
+    weight = (matrices[0] if len(matrices) == 1 else matrices.permute(1, 2, 0)).reshape(*out_in, *shape[2:])
+    return weight.transpose(0, 1) if kind == "transposed" else weight
 
 
 def matches(name: str, patterns: Sequence[str] | None) -> bool:

@@ -181,8 +181,8 @@ def test_change_of_a_weight_is_what_its_stack_says() -> None:
     assert torch.allclose(2 * (adapted[qkv] - weights[qkv]), twice[qkv] - weights[qkv], atol=1e-6)
     up = "decoder5.transp_conv.conv.weight"
     (stack,) = (s for s in model.stacks if Slice(up) in s.spec.slices)
-    matrix = stack.change()[stack.spec.slices.index(Slice(up))]
-    expected = matrix.view(weights[up].shape[1], weights[up].shape[0], -1).transpose(0, 1).reshape(weights[up].shape)
+    taps = stack.change().split(8)[stack.spec.slices.index(Slice(up))]
+    expected = taps.permute(2, 1, 0).reshape(weights[up].shape)  # (tap, out, in) to (in, out, kernel)
     assert torch.allclose(adapted[up] - weights[up], expected, atol=1e-6)
 
 
@@ -222,7 +222,13 @@ def test_presets_train_what_they_say() -> None:
     assert counts["decoder"]["cores"] == 0
     assert counts["paper"]["whole"] == counts["decoder"]["whole"] > counts["compact"]["whole"]
     assert counts["compact"]["whole"] == sum(p.numel() for p in network.get_submodule(head).parameters())
-    assert counts["compact"]["cores"] > counts["paper"]["cores"] == (48 + 12 + 12) * 64
+    assert counts["paper"]["cores"] == (48 + 12 + 12) * 64
+    kernels = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d) and n != head}
+    # r^2 for each voxel of a kernel; the patch embedding, with its 16^3 voxels, is one matrix.
+    assert counts["compact"]["cores"] == sum(
+        min(4, m.in_channels, m.out_channels) ** 2 * math.prod(m.kernel_size) if max(m.kernel_size) <= 3 else 16
+        for m in kernels.values()
+    )
 
 
 def test_what_is_trained_whole_is_in_no_stack() -> None:
@@ -234,6 +240,34 @@ def test_what_is_trained_whole_is_in_no_stack() -> None:
     assert "vit.blocks.3.attn.qkv.weight" in whole
     assert whole.isdisjoint(stacked)
     assert whole | stacked >= {n for n, _ in network.named_parameters() if n.endswith("conv.weight")}
+
+
+def test_compact_adapts_linear_layers_where_there_are_no_kernels() -> None:
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    assert adapt(network, preset("compact", network)).trained_counts() == {"cores": 32, "whole": 0, "total": 32}
+
+
+def test_taps_reach_a_filter_that_mixtures_of_existing_filters_do_not() -> None:
+    """All that can be reached at full rank: with taps any kernel, flattened only combinations of the base's filters."""
+    torch.manual_seed(0)
+    layer = nn.Conv3d(4, 4, 3, bias=False)
+    wanted = torch.randn_like(layer.weight)
+
+    def missed(kernels: str) -> float:
+        model = adapt(nn.Sequential(copy.deepcopy(layer)), TensorCurConfig(r=4, kernels=kernels))
+        (core,) = model.cores()
+        columns = []
+        for number in range(core.numel()):
+            with torch.no_grad():
+                core.zero_().view(-1)[number] = 1
+                columns.append((model.adapted_parameters()["0.weight"] - layer.weight).flatten())
+        reachable = torch.stack(columns, 1).double()
+        target = (wanted - layer.weight).detach().double().flatten()
+        found = torch.linalg.lstsq(reachable, target[:, None]).solution[:, 0]
+        return float((reachable @ found - target).norm() / target.norm())
+
+    assert missed("taps") < 1e-5
+    assert missed("flat") > 0.5
 
 
 @pytest.mark.parametrize("factors", ["raw", "orthonormal"])
@@ -418,6 +452,7 @@ def test_a_configuration_is_read_back_from_json() -> None:
         factors="raw",
         selection="random",
         kinds=("convolution",),
+        kernels="flat",
         target_modules=("^up",),
         modules_to_save=("norm",),
         head=head,
@@ -436,6 +471,7 @@ def test_a_configuration_is_read_back_from_json() -> None:
         ({"factors": "orthogonal"}, "unknown_word"),
         ({"selection": "best"}, "unknown_word"),
         ({"kinds": ("linear", "conv")}, "unknown_word"),
+        ({"kernels": "tap"}, "unknown_word"),
         ({"target_modules": ("no such layer",)}, "nothing_to_train"),
         ({"kinds": ()}, "nothing_to_train"),
         ({"head": "2.conv"}, "no_head"),

@@ -118,7 +118,7 @@ def test_a_compact_adapter_holds_only_index_sets_cores_and_head(tmp_path: Path) 
         "whole.out.conv.conv.bias": (3,),
     }
     for i, stack in enumerate(model.stacks):
-        n, r = len(stack.spec.slices), min(8, *stack.spec.shape)
+        n, r = stack.spec.depth, min(4, *stack.spec.shape)
         expected |= {f"rows.{i}": (r,), f"columns.{i}": (r,), f"core.{i}": (n, r, r)}
     assert shapes == expected
     assert {kind for name, kind in kinds.items() if name.startswith(("core", "whole"))} == {torch.float32}
@@ -256,7 +256,19 @@ def test_a_truncated_configuration_is_refused(saved: Path) -> None:
         assert refusal_of(saved).code == "damaged_adapter"
 
 
-KEYS = ("r", "alpha", "factors", "selection", "kinds", "modules_to_save", "head", "seed", "stacks", "peft_type")
+KEYS = (
+    "r",
+    "alpha",
+    "factors",
+    "selection",
+    "kinds",
+    "kernels",
+    "modules_to_save",
+    "head",
+    "seed",
+    "stacks",
+    "peft_type",
+)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -277,6 +289,7 @@ def test_a_missing_key_is_refused(saved: Path, key: str) -> None:
         {"selection": 3},
         {"kinds": ["x"]},
         {"kinds": 3},
+        {"kernels": "x"},
         {"head": "nowhere"},
         {"head": 3},
         {"modules_to_save": ["("]},
@@ -316,7 +329,7 @@ def test_a_configuration_with_wrong_values_is_refused(saved: Path, change: dict[
         {"whole_2_bias": torch.zeros(3)},
         {"rows_0": torch.tensor([0, 99])},
         {"columns_0": torch.tensor([0, 99])},
-        {"columns_0": torch.tensor([0])},
+        {"columns_0": torch.tensor([0, 0, 0])},
         {"rows_0": torch.tensor([[0], [1]]), "columns_0": torch.tensor([[0], [1]])},
     ],
     ids=str,

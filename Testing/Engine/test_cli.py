@@ -61,7 +61,7 @@ def test_adapt_shows_progress_on_stderr_and_the_result_on_stdout(
     for words in ("Checking the cases", "Cross-validation 1 of 2", "Adapting on all 4 cases", "100 %  2/2", " left"):
         assert words in said.err
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["name"] == "Unser" and config["method"] == "compact" and config["r"] == 8
+    assert config["name"] == "Unser" and config["method"] == "compact" and config["r"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]  # the job's folder is gone
 
 

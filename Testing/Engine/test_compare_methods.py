@@ -110,8 +110,9 @@ def test_matrix_methods_train_as_many_numbers_as_ours(network: nn.Module) -> Non
     for name in ("random", "gaussian", "compact-raw"):
         assert make(name, network).trained_counts() == ours
     # q, k and v of 12 blocks are three matrices of a stack, but one matrix by themselves.
+    flat = make("compact-flat", network).trained_counts()
     for name in ("curlora", "lora-xs"):
-        assert make(name, network).trained_counts()["cores"] == ours["cores"] - 12 * 2 * 4 * 4
+        assert make(name, network).trained_counts()["cores"] == flat["cores"] - 12 * 2 * 4 * 4
     assert all(len(spec.slices) == 1 for spec in make("curlora", network).config.stacks)
 
 
@@ -194,8 +195,13 @@ def test_controls_know_less_of_the_base_than_ours(network: nn.Module) -> None:
 
 
 def test_methods_are_parsed_with_their_ranks() -> None:
-    chosen = parse_methods(["compact", " lora@4 ", "compact@16"])
-    assert {name: rank for name, (_, rank) in chosen.items()} == {"compact": 8, "lora@4": 4, "compact@16": 16}
+    chosen = parse_methods(["compact", "lora", " lora@4 ", "compact@16"])
+    assert {name: rank for name, (_, rank) in chosen.items()} == {
+        "compact": 4,
+        "lora": 8,
+        "lora@4": 4,
+        "compact@16": 16,
+    }
     for bad in (["magic"], ["lora@0"], ["lora@"], ["lora", "lora"]):
         with pytest.raises(InputError, match=r"--methods"):
             parse_methods(bad)

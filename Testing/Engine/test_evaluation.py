@@ -158,6 +158,22 @@ def test_interval_of_the_gain_tells_a_sure_gain_from_chance() -> None:
     assert again == sure
 
 
+def test_two_scans_of_a_subject_are_no_two_proofs() -> None:
+    gains = (0.02, 0.05, -0.01, 0.04, 0.01)
+    sides = [f"{i}{side}" for i in range(5) for side in "LR"]
+    base = [score(case, "x", 0.5) for case in sides]
+    better = [score(case, "x", 0.5 + gains[int(case[0])]) for case in sides]
+    one_side = compare_scores(base[::2], better[::2])
+    by_subject = compare_scores(base, better, {case: case[0] for case in sides})
+    assert by_subject["mean"]["dice_difference_ci95"] == pytest.approx(one_side["mean"]["dice_difference_ci95"])
+    low, high = compare_scores(base, better)["mean"]["dice_difference_ci95"]
+    wide_low, wide_high = by_subject["mean"]["dice_difference_ci95"]
+    assert wide_low < low < high < wide_high
+    assert by_subject["mean"]["n"] == 10
+    two = {case: "ab"[int(case[0]) % 2] for case in sides}
+    assert compare_scores(base, better, two)["mean"]["dice_difference_ci95"] is None
+
+
 def test_a_false_alarm_counts_against_a_model_that_rightly_finds_nothing() -> None:
     result = compare_scores([score("a", "x", None)], [score("a", "x", 0.0)])
     assert result["mean"]["dice_difference"] == -1

@@ -10,7 +10,7 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 
-from tcurlora.stacks import CONVOLUTIONS, TRANSPOSED, Slice, as_matrix, as_weight, find_stacks, gather
+from tcurlora.stacks import CONVOLUTIONS, TRANSPOSED, KernelMode, Slice, as_matrices, as_weight, find_stacks, gather
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNETR": lambda: UNETR(1, 3, (32, 16, 16), feature_size=4, hidden_size=24, mlp_dim=48, num_heads=2),
@@ -20,38 +20,42 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.parametrize("kernels", ["taps", "flat"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_of_a_network_is_in_exactly_one_stack(name: str) -> None:
+def test_every_layer_of_a_network_is_in_exactly_one_stack(name: str, kernels: KernelMode) -> None:
     network = NETWORKS[name]()
     layers = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
     expected = sorted(
         f"{n}.weight" for n, m in network.named_modules() if isinstance(m, layers) and m.weight is not None
     )
-    specs = find_stacks(network)
+    specs = find_stacks(network, kernels=kernels)
     whole = [s.parameter for spec in specs for s in spec.slices if s.part == 0]
     assert sorted(whole) == expected
-    assert len({(spec.kind, spec.shape) for spec in specs}) == len(specs)
+    assert len({(spec.kind, spec.shape) for spec in specs if spec.taps == 1}) == sum(spec.taps == 1 for spec in specs)
+    assert all(len(spec.slices) == 1 for spec in specs if spec.taps > 1)
+    assert any(spec.taps > 1 for spec in specs) == (kernels == "taps")
     kinds = {spec.kind for spec in specs}
     assert ("linear" in kinds) == (name in ("UNETR", "SwinUNETR"))
     assert "convolution" in kinds
 
 
+@pytest.mark.parametrize("kernels", ["taps", "flat"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gathered_matrices_become_the_same_weights_again(name: str) -> None:
+def test_gathered_matrices_become_the_same_weights_again(name: str, kernels: KernelMode) -> None:
     network = NETWORKS[name]()
     parameters = dict(network.named_parameters())
     matrices: dict[str, list[Tensor]] = {}
     kinds = {}
-    for spec in find_stacks(network):
+    for spec in find_stacks(network, kernels=kernels):
         stack = gather(spec, parameters)
-        assert stack.shape == (len(spec.slices), *spec.shape)
-        for part, matrix in zip(spec.slices, stack, strict=True):
+        assert stack.shape == (spec.depth, *spec.shape)
+        for part, of_part in zip(spec.slices, stack.split(spec.taps), strict=True):
             assert part.part == len(matrices.setdefault(part.parameter, []))
-            matrices[part.parameter].append(matrix)
+            matrices[part.parameter].append(of_part)
             kinds[part.parameter] = spec.kind
     for parameter, parts in matrices.items():
         weight = parameters[parameter]
-        again = as_weight(torch.cat(parts), weight.shape, kinds[parameter] == "transposed")
+        again = as_weight(torch.cat(parts, 1), weight.shape, kinds[parameter])
         assert torch.equal(again, weight)
 
 
@@ -111,19 +115,43 @@ def test_transposed_convolution_is_flattened_by_output_channel() -> None:
     layer = nn.ConvTranspose3d(4, 6, (2, 3, 1), bias=False)
     (spec,) = find_stacks(nn.Sequential(layer))
     assert (spec.kind, spec.shape) == ("transposed", (6, 4 * 6))
-    matrix = as_matrix(layer.weight, True)
+    matrix = as_matrices(layer.weight, "transposed")[0]
     assert torch.equal(matrix[5].view(4, 2, 3, 1), layer.weight[:, 5])
     # Row by row, the matrix maps one voxel's channels to the output block of that voxel.
     voxel = torch.randn(4)
     block = torch.einsum("oik,i->ok", matrix.view(6, 4, 6), voxel).view(1, 6, 2, 3, 1)
     assert torch.allclose(layer(voxel.view(1, 4, 1, 1, 1)), block, atol=1e-6)
-    assert torch.equal(as_weight(matrix, layer.weight.shape, True), layer.weight)
+    assert torch.equal(as_weight(matrix[None], layer.weight.shape, "transposed"), layer.weight)
 
 
 def test_a_kernel_matrix_is_the_convolution_of_one_patch() -> None:
     layer = nn.Conv3d(2, 5, (3, 1, 2), bias=False)
     patch = torch.randn(2, 3, 1, 2)
-    assert torch.allclose(as_matrix(layer.weight, False) @ patch.flatten(), layer(patch[None]).flatten(), atol=1e-6)
+    (matrix,) = as_matrices(layer.weight, "convolution")
+    assert torch.allclose(matrix @ patch.flatten(), layer(patch[None]).flatten(), atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_tap_is_the_matrix_of_one_voxel_of_a_kernel(transposed: bool) -> None:
+    layer = nn.ConvTranspose3d(4, 6, (2, 3, 1)) if transposed else nn.Conv3d(4, 6, (2, 3, 1))
+    (spec,) = find_stacks(nn.Sequential(layer), kernels="taps")
+    assert (spec.shape, spec.taps, spec.depth, len(spec.slices)) == ((6, 4), 6, 6, 1)
+    weight = layer.weight.transpose(0, 1) if transposed else layer.weight
+    for number, (i, j) in enumerate((i, j) for i in range(2) for j in range(3)):
+        assert torch.equal(gather(spec, {"0.weight": layer.weight})[number], weight[:, :, i, j, 0])
+
+
+def test_each_kernel_is_a_stack_of_taps_and_large_kernels_stay_flat() -> None:
+    network = nn.Sequential(
+        nn.Conv3d(1, 8, 16), nn.Conv3d(8, 4, 3), nn.Conv3d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Conv3d(4, 4, 1)
+    )
+    assert [(s.shape, s.taps, [str(p) for p in s.slices]) for s in find_stacks(network, kernels="taps")] == [
+        ((8, 4096), 1, ["0.weight"]),
+        ((4, 8), 27, ["1.weight"]),
+        ((4, 4), 27, ["2.weight"]),
+        ((4, 4), 27, ["3.weight"]),
+        ((4, 4), 1, ["4.weight"]),
+    ]
 
 
 def test_kinds_are_not_mixed_and_grouped_convolutions_are_left_out() -> None:
