@@ -42,6 +42,7 @@ UNDERSTOOD = (
     "ToTensor",
     "CastToType",
 )
+_CROSS_ATTENTION = re.compile(r"\.(norm_)?cross_attn\.")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class BaseModel:
                 "bad_bundle",
             ) from error
         try:
-            network.load_state_dict(state)
+            network.load_state_dict(_of_any_release(state, network.state_dict()))
         except RuntimeError as error:
             raise InputError(
                 f"The weights in '{self.weights.name}' of base model '{self.name}' do not fit its network.",
@@ -156,6 +157,20 @@ class BaseModel:
             ) from error
         if found != len(self.channels):
             raise _bad(self.folder, f"has {found} output channels, but channel_def names {len(self.channels)}")
+
+
+def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fit weights to the installed MONAI, some releases of which make layers for cross-attention that are never run.
+
+    Args:
+        state: weights of a file.
+        own: weights of a network that was just made.
+    """
+    if any(".cross_attn." in name for name in own):
+        return dict(state)  # here they may be run
+    norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
+    kept = {name: tensor for name, tensor in state.items() if not (_CROSS_ATTENTION.search(name) and name not in own)}
+    return norms | kept
 
 
 @contextmanager

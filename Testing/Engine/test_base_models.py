@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import SegResNet
+from monai.networks.nets import UNETR, SegResNet
 from safetensors.torch import save_file
 
 from tcurlora.base_models import BaseModel, load_base_model, read_weights, write_bundle
@@ -300,9 +300,23 @@ def test_weights_of_another_network_are_refused(bundle: Path) -> None:
     assert_refused(bundle, "do not fit")
 
 
-@pytest.mark.parametrize(
-    "change", [{"init_filters": "many"}, {"no_such": 1}, {"blocks_down": []}, {"init_filters": -8}]
-)
+def test_layers_that_other_releases_of_monai_make_and_never_run_are_left_out(bundle: Path) -> None:
+    shape: dict[str, Any] = {"in_channels": 1, "out_channels": NETWORK["out_channels"], "img_size": [16, 16, 16]}
+    shape |= {"feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2}
+    torch.manual_seed(0)
+    unetr = UNETR(**shape).eval()
+    changes = {"network_def": {"_target_": "UNETR", **shape}, "inferer": {"roi_size": [16, 16, 16]}}
+    rewrite(bundle, "inference", lambda content: content.update(changes))
+    kept = {name: value for name, value in unetr.state_dict().items() if ".norm_cross_attn." not in name}
+    assert len(kept) < len(unetr.state_dict())
+    torch.save(kept | {"vit.blocks.0.cross_attn.out_proj.weight": torch.ones(24, 24)}, bundle / "models" / "model.pt")
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(load_base_model(bundle).build()(image), unetr(image), atol=1e-5)
+    torch.save(kept | {"vit.blocks.0.other.weight": torch.ones(1)}, bundle / "models" / "model.pt")
+    assert_refused(bundle, "do not fit its network")
+
+
 def test_arguments_that_do_not_fit_the_network_are_said(bundle: Path, change: dict[str, Any]) -> None:
     rewrite(bundle, "inference", lambda content: content["network_def"].update(change))
     assert_refused(bundle, "Tiny")
