@@ -157,7 +157,7 @@ def train(
     state = distributed.first(lambda: _load_checkpoint(checkpoint, settings)) if checkpoint else None
     result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
     augment = augmentation(roi_size)
-    monitor = [_monitor_patch(case, roi_size) for case in cases[:8]]
+    monitor = _in_pairs([_monitor_patch(case, roi_size) for case in cases[:8]])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = distributed.own_rows(settings.batch)
     micro_batch = max(1, len(rows))
@@ -174,11 +174,17 @@ def train(
     def monitor_loss() -> float:
         model.eval()
 
-        def measure(patch: dict[str, Tensor]) -> float:
-            with torch.no_grad(), out_of_memory_as_error(device):
-                return batch_loss(patch).item()
+        def measure(patches: dict[str, Tensor]) -> float:
+            try:
+                with torch.no_grad(), out_of_memory_as_error(device):
+                    return batch_loss(patches).item()
+            except MemoryExhausted:
+                if len(patches["image"]) == 1:
+                    raise
+                return float(np.mean([measure(single) for single in _singles(patches)]))
 
-        return float(np.mean(distributed.shared(measure, monitor)))
+        weights = [len(patches["image"]) for patches in monitor]
+        return float(np.average(distributed.shared(measure, monitor), weights=weights))
 
     if state is None:
         result.best_loss = monitor_loss()  # a training that only makes things worse ends where it started
@@ -291,6 +297,16 @@ def _monitor_patch(case: CachedCase, roi_size: Sequence[int]) -> dict[str, Tenso
         tensors = {key: value[(slice(None), *window)] for key, value in tensors.items()}
     padded = Compose([SpatialPadd(KEYS, roi_size), EnsureTyped(KEYS, track_meta=False)])(tensors)
     return {key: padded[key][(slice(None), *(slice(0, r) for r in roi_size))][None] for key in KEYS}
+
+
+def _in_pairs(patches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Batches of two: for one small patch torch takes a slow way to compute convolutions."""
+    pairs = [patches[start : start + 2] for start in range(0, len(patches), 2)]
+    return [{key: torch.cat([patch[key] for patch in pair]) for key in KEYS} for pair in pairs]
+
+
+def _singles(patches: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    return [{key: patches[key][i : i + 1] for key in KEYS} for i in range(len(patches["image"]))]
 
 
 def _save_checkpoint(

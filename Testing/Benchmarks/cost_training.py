@@ -48,7 +48,7 @@ def make_step(subject: Subject, method: str, device: torch.device) -> tuple[Adap
     """Adapt the network by a method; the step is forward, backward and optimizer, with one patch."""
     chosen = METHODS[method]
     head = find_head(subject.network, torch.zeros(1, 1, *subject.size), subject.out_channels)
-    config = preset(chosen.preset, subject.network, **{"head": head, "r": 8, **chosen.changes})
+    config = preset(chosen.preset, subject.network, **{"head": head, "r": chosen.rank, **chosen.changes})
     model = chosen.make(subject.network, config)
     model.to(device)
     model.train()

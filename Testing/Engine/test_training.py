@@ -51,7 +51,7 @@ def adapted(bundle: Path) -> TensorCurModel:
 
 
 def settings(**changes: Any) -> TrainingSettings:
-    return TrainingSettings(**{"steps": 8, "check_every": 2, "lr_whole": 3e-3, **changes})
+    return TrainingSettings(**{"steps": 8, "check_every": 2, "lr_core": 1e-2, "lr_whole": 3e-3, **changes})
 
 
 def run(
