@@ -18,7 +18,6 @@ import json
 import random
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -84,20 +83,17 @@ def measure(method: str, draw: int, args: argparse.Namespace, own_site: list[Cas
     request = AdaptRequest(args.base, str(datalist), str(folder / "adapter"), folds=0, steps=args.steps, seed=draw)
     site = open_site(args.base, datalist)
     network = site.base.build()
-    started = time.monotonic()
     if method == "base":
         model = TensorCurModel(network, site.config(network, request.method))
-        seconds, size = 0.0, 0
+        size = 0
     else:
         run_adapt(replace(request, method=method), folder / "job", ConsoleEvents())
-        seconds = time.monotonic() - started
         size = (folder / "adapter" / WEIGHTS).stat().st_size
         model = load_adapter(network, folder / "adapter")
     return {
         "method": method,
         "draw": draw,
         "subjects": sorted(chosen),
-        "seconds": seconds,
         "trained": 0 if method == "base" else model.trained_counts()["total"],
         "bytes": size,
         "site": scores_of(site, model, [case for case in cases if case.subject not in chosen]),
@@ -107,16 +103,15 @@ def measure(method: str, draw: int, args: argparse.Namespace, own_site: list[Cas
 
 def table(folder: Path) -> str:
     """Lay out the mean over draws, with the standard deviation over draws, as Markdown."""
-    rows = ["| trained | numbers | adapter, kB | IXI Dice | IXI HD95, mm | MSD Dice | MSD HD95, mm | minutes |"]
-    rows.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    rows = ["| trained | numbers | adapter, kB | IXI Dice | IXI HD95, mm | MSD Dice | MSD HD95, mm |"]
+    rows.append("|---|---:|---:|---:|---:|---:|---:|")
     for method in METHODS:
         runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob(f"{method}-*.json"))]
         if not runs:
             continue
         cells = [over_draws(runs, part, key) for part in ("site", "own") for key in ("dice", "hd95_mm")]
-        minutes = statistics.mean(run["seconds"] for run in runs) / 60
         size = f"{runs[0]['bytes'] / 1000:.0f}"
-        rows.append(f"| {method} | {runs[0]['trained']:,} | {size} | {' | '.join(cells)} | {minutes:.1f} |")
+        rows.append(f"| {method} | {runs[0]['trained']:,} | {size} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
