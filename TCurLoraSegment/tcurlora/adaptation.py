@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter
 from tcurlora.adapter_library import is_adapter
 from tcurlora.cases import Case, Finding
 from tcurlora.devices import choose_device
-from tcurlora.errors import InputError
+from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.evaluation import Score
 from tcurlora.events import EventSink, Labelled, NullEvents, Tee, duration
 from tcurlora.job_folder import JobFolder, describe_inputs
@@ -34,6 +34,8 @@ from tcurlora.training import TrainingResult, TrainingSettings, train
 TRIAL_STEPS = 3
 STEPS_SHARE = 0.75
 """Part of a run's time that its steps take."""
+SMALLEST_PATCH = 32
+"""Voxels along each axis below which a patch is not cut to save memory: it would show too little of a structure."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
 
     cached = {case.name: case for case in distributed.shared(prepare, enumerate(site.dataset.cases, start=1))}
 
-    run = _Run(site, network, config, cached, settings, device, job, events)
+    run = _Run(site, network, config, cached, settings, site.base.preprocessing.roi_size, device, job, events)
     folds = fold_cases(site.dataset.cases, request.folds, request.seed)
     run = run.planned(request.steps, request.minutes, len(folds) + 1)
     validation = run.cross_validate(folds)
@@ -176,6 +178,7 @@ class _Run:
     config: TensorCurConfig
     cached: Mapping[str, CachedCase]
     settings: TrainingSettings
+    patch: tuple[int, ...]
     device: torch.device
     job: JobFolder
     events: EventSink
@@ -187,32 +190,62 @@ class _Run:
         """
         plan = distributed.first(lambda: self.job.remembered("plan"))
         if plan is None:
-            seconds, peak = self._measure()
+            patch, seconds, peak = self._fitting()
             # A part of the time goes to checks, evaluation and saving.
             if minutes is not None:
                 steps = max(self.settings.check_every, int(minutes * 60 * STEPS_SHARE / (seconds * trainings)))
-            measured = {"steps": steps or self.settings.steps, "seconds_per_step": seconds, "peak_bytes": peak}
+            measured = {
+                "steps": steps or self.settings.steps,
+                "seconds_per_step": seconds,
+                "peak_bytes": peak,
+                "patch": list(patch),
+            }
             # The leading process's measures count, so that all take as many steps.
             plan = distributed.first(lambda: measured)
             distributed.first(partial(self.job.remember, "plan", plan))
-        settings = replace(self.settings, steps=int(plan["steps"]))
+        settings, patch = replace(self.settings, steps=int(plan["steps"])), tuple(plan["patch"])
         seconds = settings.steps * trainings * plan["seconds_per_step"] / STEPS_SHARE
         title = (
             f"{settings.steps} steps for each of {trainings} training{'s' if trainings > 1 else ''}: "
             f"about {duration(seconds)}, {plan['peak_bytes'] / 2**30:.1f} GB of memory for a step"
         )
         self.events.emit("stage", name="plan", title=title, **plan, trainings=trainings, seconds=round(seconds, 1))
-        return replace(self, settings=settings)
+        return replace(self, settings=settings, patch=patch)
 
-    def _measure(self) -> tuple[float, int]:
+    def _fitting(self) -> tuple[tuple[int, ...], float, int]:
+        """The largest patch that memory suffices for, and its `_measure`."""
+        patches = self._patches()
+        patch = next(patches)
+        while True:
+            try:
+                return patch, *self._measure(patch)
+            except MemoryExhausted:
+                smaller = next(patches, None)
+                # Of several processes only one may have run out of memory, and all must train on the same patches.
+                if smaller is None or distributed.active():
+                    raise
+            message = f"Memory ran out with patches of {_times(patch)} voxels; going on with {_times(smaller)}."
+            self.events.emit("warning", code="smaller_patches", message=message)
+            patch = smaller
+
+    def _patches(self) -> Iterator[tuple[int, ...]]:
+        """The base's window, and then halves of it that the network takes as well."""
+        patch = self.patch
+        yield patch
+        while max(patch) >= 2 * SMALLEST_PATCH:
+            patch = tuple(size // 2 if size >= 2 * SMALLEST_PATCH else size for size in patch)
+            if self.site.base.takes_window(self.network, patch):
+                yield patch
+
+    def _measure(self, patch: Sequence[int]) -> tuple[float, int]:
         """Seconds and most bytes of a step."""
-        groups, roi_size = self.site.groups(self.config), self.site.base.preprocessing.roi_size
+        groups = self.site.groups(self.config)
         cases = list(self.cached.values())
 
         def trial(steps: int, count: int) -> None:
             model = TensorCurModel(self.network, self.config)
             settings = replace(self.settings, steps=steps, check_every=steps)
-            train(model, cases[:count], groups, roi_size, settings, self.device, NullEvents())
+            train(model, cases[:count], groups, patch, settings, self.device, NullEvents())
 
         peak = peak_bytes(lambda: trial(1, 1), self.device)  # which also warms up
         started = time.monotonic()
@@ -223,10 +256,10 @@ class _Run:
     def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
         """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
         model = TensorCurModel(self.network, self.config)
-        groups, roi_size = self.site.groups(self.config), self.site.base.preprocessing.roi_size
+        groups = self.site.groups(self.config)
         settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
         events = Labelled(self.events, training=number)
-        return model, train(model, cases, groups, roi_size, settings, self.device, events, self.job.checkpoint)
+        return model, train(model, cases, groups, self.patch, settings, self.device, events, self.job.checkpoint)
 
     def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""
@@ -301,12 +334,22 @@ class _Run:
 
     def _training(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
         counts = {f"trained_{part}": number for part, number in model.trained_counts().items()}
-        return {**asdict(self.settings), **counts, "cases": len(self.cached), "best_step": result.best_step}
+        return {
+            **asdict(self.settings),
+            "patch": _times(self.patch),
+            **counts,
+            "cases": len(self.cached),
+            "best_step": result.best_step,
+        }
 
 
 def versions() -> dict[str, str]:
     """Say which versions of the program and of what computes in it are at work."""
     return {"tcurlora": __version__, **{name: version(name) for name in ("torch", "monai", "SimpleITK", "numpy")}}
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _table(report: Mapping[str, Any]) -> str:

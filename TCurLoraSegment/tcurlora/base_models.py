@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -133,19 +133,30 @@ class BaseModel:
         self._try(network.eval())
         return network
 
+    def takes_window(self, network: nn.Module, size: Sequence[int]) -> bool:
+        """Say whether the network computes windows of another size than its usual one, as far as can be told."""
+        try:
+            return self._outputs(network, size) == len(self.channels)
+        except Exception:  # networks fail in many ways on a size that they were not made for
+            return False
+
+    def _outputs(self, network: nn.Module, size: Sequence[int]) -> int:
+        """Put a window through the network without memory and numbers, and count the channels that come out."""
+        # Of a copy, because some networks keep what they computed last.
+        weightless = {id(tensor): tensor.to("meta") for tensor in (*network.parameters(), *network.buffers())}
+        window = torch.empty(1, self.in_channels, *size, device="meta")
+        with torch.no_grad():
+            return int(copy.deepcopy(network, weightless)(window).shape[1])
+
     def _try(self, network: nn.Module) -> None:
-        """Put a window through the network without memory and numbers: what cannot be computed is known here.
+        """Know at once what cannot be computed.
 
         Raises:
             InputError: when the network fails, or votes for another number of structures than the model names.
         """
         size = " x ".join(map(str, self.preprocessing.roi_size))
-        # Of a copy, because some networks keep what they computed last.
-        weightless = {id(tensor): tensor.to("meta") for tensor in (*network.parameters(), *network.buffers())}
         try:
-            window = torch.empty(1, self.in_channels, *self.preprocessing.roi_size, device="meta")
-            with torch.no_grad():
-                found = copy.deepcopy(network, weightless)(window).shape[1]
+            found = self._outputs(network, self.preprocessing.roi_size)
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
                 return  # It cannot be computed in this way, which says nothing about the network.

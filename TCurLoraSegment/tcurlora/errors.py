@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class TCurLoraError(Exception):
     """Base of all errors that the engine raises on purpose.
@@ -53,9 +55,18 @@ class Cancelled(TCurLoraError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error of torch, numpy or SimpleITK means that there is no memory left."""
-    # The processor's allocators in torch and SimpleITK have no exception class of their own.
-    # The last is all that the library behind torch's convolutions says.
-    words = ("not enough memory", "allocate memory", "bad_alloc", "out of memory", "could not create a primitive")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    # The processor's allocators in torch and SimpleITK have no exception class of their own. The last words are all
+    # that the library behind torch's convolutions says.
+    words = (
+        "not enough memory",
+        "allocate memory",
+        "bad_alloc",
+        "out of memory",
+        "could not create a primitive",
+        "could not execute a primitive",
+    )
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
     )

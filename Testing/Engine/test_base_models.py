@@ -317,6 +317,9 @@ def test_layers_that_other_releases_of_monai_make_and_never_run_are_left_out(bun
     assert_refused(bundle, "do not fit its network")
 
 
+@pytest.mark.parametrize(
+    "change", [{"init_filters": "many"}, {"no_such": 1}, {"blocks_down": []}, {"init_filters": -8}]
+)
 def test_arguments_that_do_not_fit_the_network_are_said(bundle: Path, change: dict[str, Any]) -> None:
     rewrite(bundle, "inference", lambda content: content["network_def"].update(change))
     assert_refused(bundle, "Tiny")

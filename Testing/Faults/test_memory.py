@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -53,17 +54,22 @@ def test_too_little_memory_for_a_scan_is_said(inputs: tuple[Path, Path], tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.mha"]
 
 
-@pytest.mark.parametrize(("mebibytes", "reached"), [(60, "Checking the cases"), (200, "Preparing the cases")])
+def with_windows(size: int, bundle: Path, folder: Path) -> Path:
+    """Copy a base model and give it other windows."""
+    shutil.copytree(bundle, folder)
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["inferer"]["roi_size"] = [size, size, size]
+    config.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(("mebibytes", "reached"), [(60, "Checking the cases"), (120, "Preparing the cases")])
 def test_too_little_memory_to_adapt_is_said_and_the_run_can_be_resumed(
     inputs: tuple[Path, Path], tmp_path: Path, mebibytes: int, reached: str
 ) -> None:
     """The first limit is met before anything is written, the second in the first step of the training."""
-    bundle = tmp_path / "base with large windows"
-    shutil.copytree(inputs[0], bundle)
-    config = bundle / "configs" / "inference.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content["inferer"]["roi_size"] = [64, 64, 64]
-    config.write_text(json.dumps(content), encoding="utf-8")
+    bundle = with_windows(56, inputs[0], tmp_path / "base with large windows")
     out = tmp_path / "out"
     command = ["adapt", "--base", str(bundle), "--data", str(inputs[1]), "--steps=1", "--folds=0", "--out"]
     done = limited(mebibytes, *command, str(out / "adapter"))
@@ -80,6 +86,20 @@ def test_too_little_memory_to_adapt_is_said_and_the_run_can_be_resumed(
         assert [path.name for path in out.iterdir()] == ["adapter"]
 
 
+def test_too_little_memory_for_large_patches_goes_on_with_smaller_ones(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle = with_windows(64, inputs[0], tmp_path / "base with large windows")
+    out = tmp_path / "adapter"
+    command = ["adapt", "--base", str(bundle), "--data", str(inputs[1]), "--steps=1", "--folds=0", "--out", str(out)]
+    done = limited(240, *command)
+    assert done.code == 0, done.err[-3000:]
+    assert "ran out with patches of 64 x 64 x 64 voxels; going on with 32 x 32 x 32." in done.err
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["training"]["patch"] == "32 x 32 x 32"
+    assert config["preprocessing"]["roi_size"] == [64, 64, 64]
+
+
 def test_segmenting_again_and_again_takes_no_more_memory(tmp_path: Path) -> None:
     before, after = growth(40, tmp_path)
     assert after - before < 8e6
@@ -89,10 +109,12 @@ def test_segmenting_again_and_again_takes_no_more_memory(tmp_path: Path) -> None
     "error",
     [
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("Failed to allocate memory for image."),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes."),
         RuntimeError("std::bad_alloc"),
         RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
     ],
 )
 def test_memory_that_ran_out_is_known_by_its_words(error: Exception) -> None:

@@ -261,7 +261,7 @@ class AdaptSection:
 
 def _titles() -> dict[str, str]:
     return {
-        "compact": _("compact: cores of all layers, a file of kilobytes"),
+        "compact": _("compact: cores of all kernels, a file of kilobytes"),
         "paper": _("paper: cores of the transformer, and the decoder"),
         "decoder": _("decoder only"),
         "full": _("everything: as large as the base model"),
