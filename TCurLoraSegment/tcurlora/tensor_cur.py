@@ -9,6 +9,7 @@ Source: He et al., tCURLoRA, arXiv 2501.02227, section 2; the t-product is from 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ def low_rank_change(factors: Factors, core: Tensor) -> Tensor:
     real = torch.cat([left.real, -left.imag], 2)
     imaginary = torch.cat([left.imag, left.real], 2)
     slices = torch.cat([real, imaginary], 1) @ torch.cat([factors.rows.real, factors.rows.imag], 1)
-    weights = _inverse_transform(core.shape[0], core)
+    weights = _inverse_transform(core.shape[0], core.dtype, core.device)
     p, q = left.shape[1], slices.shape[2]
     back = torch.stack([weights.real, -weights.imag], 2).flatten(1)
     return (back @ slices.view(-1, p * q)).view(-1, p, q)
@@ -144,7 +145,7 @@ def layer_blocks(core: Tensor) -> Tensor:
     """
     spectrum = torch.fft.rfft(core, dim=0)
     # Re(C A R) = [C.re C.im] [[A.re, -A.im], [-A.im, -A.re]] [R.re; R.im], where A is U's slice turned by its layer.
-    turned = _inverse_transform(core.shape[0], core)[:, :, None, None] * spectrum
+    turned = _inverse_transform(core.shape[0], core.dtype, core.device)[:, :, None, None] * spectrum
     upper, lower = torch.cat([turned.real, -turned.imag], 3), torch.cat([-turned.imag, -turned.real], 3)
     return torch.cat([upper, lower], 2)
 
@@ -168,13 +169,16 @@ def apply_change(inputs: Tensor, factors: RealFactors, blocks: Tensor) -> Tensor
     return added.view(*inputs.shape[:-1], layers * columns.shape[0])
 
 
-def _inverse_transform(n: int, like: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _inverse_transform(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What half a spectrum weighs in each of n layers, (n, n // 2 + 1); the real part of the weighted sum counts."""
-    frequency = torch.arange(n // 2 + 1, device=like.device, dtype=torch.float64)
-    layer = torch.arange(n, device=like.device, dtype=torch.float64)
-    pairs = torch.where((frequency == 0) | (2 * frequency == n), 1.0, 2.0).double()
-    weights = torch.polar((pairs / n).expand(n, -1).contiguous(), 2 * math.pi / n * torch.outer(layer, frequency))
-    return weights.to(torch.complex128 if like.dtype == torch.float64 else torch.complex64)
+    # On the processor, because some devices have no float64; kept, so that a step need not wait for a copy. A tensor
+    # that was made in inference mode could not be used in training.
+    with torch.inference_mode(False):
+        frequency, layer = torch.arange(n // 2 + 1, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
+        pairs = torch.where((frequency == 0) | (2 * frequency == n), 1.0, 2.0).double()
+        weights = torch.polar((pairs / n).expand(n, -1).contiguous(), 2 * math.pi / n * torch.outer(layer, frequency))
+        return weights.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

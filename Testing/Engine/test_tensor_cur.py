@@ -248,3 +248,13 @@ def test_applying_the_factors_is_multiplying_by_the_change(n: int) -> None:
     torch.testing.assert_close(applied, expected, rtol=0, atol=1e-11)
     ours, theirs = (torch.autograd.grad((result * weights).sum(), (core, inputs)) for result in (applied, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_a_change_computed_in_inference_can_be_trained_afterwards() -> None:
+    stack = torch.randn(23, 5, 4)
+    factors = cur_factors(stack, *select_rows_and_columns(stack, 2))
+    core = torch.zeros(23, 2, 2, requires_grad=True)
+    with torch.inference_mode():
+        low_rank_change(factors, core)
+    low_rank_change(factors, core).sum().backward()
+    assert core.grad is not None
