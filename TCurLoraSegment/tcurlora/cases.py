@@ -88,6 +88,16 @@ def find_cases(data: Path) -> Dataset:
     return _from_folder(data)
 
 
+def declared_structures(folder: Path) -> tuple[Structure, ...]:
+    """Read what the dataset.json of a folder of cases names; nothing where there is none.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    declaration = folder / "dataset.json"
+    return _declared(_read_json(declaration), declaration) if declaration.is_file() else ()
+
+
 def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict: bool = True) -> list[Structure]:
     """Collect the structures that the cases are labeled with.
 
@@ -241,9 +251,7 @@ def _from_folder(folder: Path) -> Dataset:
         Case(name, image_of[name], label_of[name], subject_of.get(name, name))
         for name in sorted(image_of.keys() & label_of)
     ]
-    declaration = folder / "dataset.json"
-    structures = _declared(_read_json(declaration), declaration) if declaration.is_file() else ()
-    return _dataset(folder, cases, structures, problems)
+    return _dataset(folder, cases, declared_structures(folder), problems)
 
 
 def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from tcurlora.cases import declared_structures
 from tcurlora.errors import InputError
 from tcurlora.evaluation import Score, score_case, summarize
 from tcurlora.events import EventSink, NullEvents
@@ -24,9 +25,9 @@ def evaluate_folders(
 ) -> dict[str, Any]:
     """Score every truth segmentation of a folder against the prediction of the same name.
 
-    Structures are matched by the names in the files. A file without names takes them by label number from `declared`
-    or from the other file of its pair, and else calls them `label 1`, `label 2`. What no truth file knows is not
-    scored.
+    Structures are matched by the names in the files. A file without names takes them by label number from `declared`,
+    from the dataset.json of the cases whose labels/ the truth is, or from the other file of its pair, and else calls
+    them `label 1`, `label 2`. What no truth file knows is not scored.
 
     Args:
         prediction: folder with the predicted segmentations.
@@ -42,6 +43,8 @@ def evaluate_folders(
         InputError: when a folder cannot be used, or no case could be scored.
     """
     events = events or NullEvents()
+    if not declared and truth.name == "labels":
+        declared = declared_structures(truth.parent)
     predictions, truths = _files_by_stem(prediction), _files_by_stem(truth)
     scores: list[Score] = []
     known: set[str] = set()

@@ -227,6 +227,18 @@ def test_files_without_names_use_declared_names_or_numbers(tmp_path: Path) -> No
     assert [c["structure"] for c in named["cases"]] == ["front", "back"]
 
 
+def test_names_come_from_the_folder_of_cases_that_the_truth_belongs_to(tmp_path: Path) -> None:
+    save(tmp_path / "site" / "labels" / "a.nii.gz", boxes(1, 2), {})
+    save(tmp_path / "p" / "a.nii.gz", boxes(1, 2), {})
+    (tmp_path / "site" / "dataset.json").write_text(
+        '{"labels": {"0": "background", "1": "海馬", "2": "back"}}', "utf-8"
+    )
+    report = evaluate_folders(tmp_path / "p", tmp_path / "site" / "labels")
+    assert [c["structure"] for c in report["cases"]] == ["海馬", "back"]
+    given = evaluate_folders(tmp_path / "p", tmp_path / "site" / "labels", [Structure("front", 1)])
+    assert given["cases"][0]["structure"] == "front"
+
+
 def test_problems_of_single_cases_are_listed_and_the_others_scored(tmp_path: Path) -> None:
     names = {"front": 1, "back": 2}
     for case in ("good", "moved", "missing", "broken"):
