@@ -187,7 +187,7 @@ def _read_state(folder: Path, sha256: str | None) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
             raise _damaged(folder)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # the last is torch's for a file that is gone
         raise _damaged(folder) from error
     return state
 

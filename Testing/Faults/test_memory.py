@@ -64,7 +64,7 @@ def with_windows(size: int, bundle: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("mebibytes", "reached"), [(60, "Checking the cases"), (120, "Preparing the cases")])
+@pytest.mark.parametrize(("mebibytes", "reached"), [(25, "Checking the cases"), (120, "Preparing the cases")])
 def test_too_little_memory_to_adapt_is_said_and_the_run_can_be_resumed(
     inputs: tuple[Path, Path], tmp_path: Path, mebibytes: int, reached: str
 ) -> None:

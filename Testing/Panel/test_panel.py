@@ -338,7 +338,7 @@ class BrokenTest(PanelCase):
 LACKING = """
 def item(name, value):
     return dict(name=name, value=value, ok=value != "missing", remedy="")
-found = {"Python": "3.12.1", "numpy": "2.0.1", "SimpleITK": "2.5", "scipy": "1.14", "torch": "2.6.0"}
+found = {"Python": "3.12.1", "numpy": "2.0.1", "SimpleITK": "2.5", "scipy": "1.14", "torch": "2.9.0"}
 found |= {"device cpu": "4 threads", "monai": "missing", "safetensors": "missing", "einops": "missing"}
 print(json.dumps(dict(ok=False, items=[item(*entry) for entry in found.items()])))
 sys.exit(1)
