@@ -22,7 +22,7 @@ from tcurlora.adaptation import AdaptRequest, run_adapt
 from tcurlora.adapter_files import load_adapter
 from tcurlora.base_models import load_base_model
 from tcurlora.cases import Case
-from tcurlora.errors import InputError
+from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.events import NullEvents
 from tcurlora.geometry import label_array, to_model_grid
 from tcurlora.inference import Segmenter
@@ -235,6 +235,33 @@ def test_stopped_between_adapter_and_result_ends_whole(
     assert json.loads((place / "job" / "result.json").read_text()) == summary
     with pytest.raises(InputError, match="differs in its request"):
         run_adapt(replace(request, seed=9), place / "job", NullEvents(), resume=True)
+
+
+def test_too_little_memory_for_the_window_goes_on_with_smaller_patches(
+    tmp_path: Path, make_bundle: Callable[..., Path], request_for: Any, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, train = make_bundle(tmp_path / "large windows"), adaptation.train
+    config = bundle / "configs" / "inference.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["inferer"]["roi_size"] = [64, 64, 16]
+    config.write_text(json.dumps(content), encoding="utf-8")
+
+    def train_small(model: Any, cases: Any, groups: Any, patch: Any, *rest: Any) -> Any:
+        if max(patch) > 32:
+            raise MemoryExhausted("The computer ran out of memory.")
+        return train(model, cases, groups, patch, *rest)
+
+    monkeypatch.setattr(adaptation, "train", train_small)
+    events, out = recorder(), tmp_path / "adapter"
+    run_adapt(replace(request_for(out), base=str(bundle), steps=1, folds=0), tmp_path / "job", events)
+    messages = [event["message"] for event in events.of("warning") if event.get("code") == "smaller_patches"]
+    assert messages == ["Memory ran out with patches of 64 x 64 x 16 voxels; going on with 32 x 32 x 16."]
+    config_of_adapter = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config_of_adapter["training"]["patch"] == "32 x 32 x 16"
+    assert config_of_adapter["preprocessing"]["roi_size"] == [64, 64, 16]
+    monkeypatch.setattr(load_base_model(bundle).__class__, "takes_window", lambda *_: False)
+    with pytest.raises(MemoryExhausted):
+        run_adapt(replace(request_for(tmp_path / "b"), base=str(bundle), steps=1, folds=0), tmp_path / "j", events)
 
 
 def test_minutes_are_turned_into_steps_once(workplace: Path, request_for: Any, recorder: Any) -> None:
