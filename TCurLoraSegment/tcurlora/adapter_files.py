@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tcurlora.adapter import TensorCurConfig, TensorCurModel, fingerprint
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import write_json
+from tcurlora.whole_files import whole_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -63,13 +64,17 @@ def save_adapter(
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
-def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = None) -> TensorCurModel:
+def load_adapter(
+    network: nn.Module, folder: str | Path, identity: str | None = None, spare: TensorCurModel | None = None
+) -> TensorCurModel:
     """Put a saved adapter on its base network.
 
     Args:
         network: the base, with its own weights.
         folder: the adapter.
         identity: the network's fingerprint, where it is known already.
+        spare: a model of this network that nobody uses any more. Where it has the same layers and index sets, it takes
+            the adapter and is returned, which spares making a model and its factors.
 
     Raises:
         InputError: when the folder is no adapter, is damaged, or was made for another base.
@@ -97,13 +102,28 @@ def load_adapter(network: nn.Module, folder: str | Path, identity: str | None = 
         index_sets = [(state[f"rows.{i}"].long(), state[f"columns.{i}"].long()) for i in range(stacks)]
         if any(rows.dim() != 1 or rows.shape != columns.shape for rows, columns in index_sets):
             raise _damaged(folder)
-        model = TensorCurModel(network, config, index_sets)
+        if spare is not None and spare.network is network and _fits(spare, config, state):
+            model, spare.config = spare, config
+        else:
+            model = TensorCurModel(network, config, index_sets)
     except (KeyError, IndexError, RuntimeError, AttributeError, TypeError, re.error) as error:
         raise _damaged(folder) from error
     if state.keys() != model.trained_state().keys():
         raise _damaged(folder)
     model.load_trained_state(state)
     return model
+
+
+def _fits(model: TensorCurModel, config: TensorCurConfig, state: Mapping[str, Tensor]) -> bool:
+    """Say whether a model would differ from one made for this configuration and state in what is trained only."""
+    # The channels say how the head begins, which the state replaces, and the seed how rows and columns were chosen.
+    if replace(config, channels=None, seed=0) != replace(model.config, channels=None, seed=0):
+        return False
+    own = model.trained_state()
+    return own.keys() == state.keys() and all(
+        torch.equal(value, state[name]) if name.startswith(("rows.", "columns.")) else value.shape == state[name].shape
+        for name, value in own.items()
+    )
 
 
 def _is_tame(pattern: object) -> bool:
@@ -146,21 +166,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
         TCurLoraError: when it cannot be written.
     """
     require_absent(folder)
-    # Always the same name, so that what a killed process left behind is cleared by the next one.
-    temporary = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.rename(temporary, folder)
+        with whole_folder(folder) as temporary:
+            yield temporary
     except OSError as error:
         raise TCurLoraError(
             f"'{folder.name}' could not be written ({getattr(error, 'strerror', None) or error}).",
             "Check the free space and the permissions of its folder.",
             "cannot_write",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_absent(path: Path) -> None:

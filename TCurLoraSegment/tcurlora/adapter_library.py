@@ -18,7 +18,7 @@ from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import write_json
-from tcurlora.whole_files import temporary_beside
+from tcurlora.whole_files import put_in_place, whole_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -127,17 +127,16 @@ def export_adapter(folder: Path, target: Path, force: bool = False) -> Path:
         raise InputError(f"'{folder}' is not an adapter.", f"It needs {CONFIG} and {WEIGHTS}.", "not_an_adapter")
     if target.exists() and not force:
         raise InputError(f"'{target}' exists already.", "Choose another name, or give --force.", "exists")
-    temporary = temporary_beside(target)
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        with (
+            whole_file(target) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
+        ):
             for name in ADAPTER_FILES:
                 if (folder / name).is_file():
                     archive.write(folder / name, name)
-        os.replace(temporary, target)
     except OSError as error:
         raise _cannot("write", target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 
@@ -177,9 +176,9 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
     target = library / name
     if target.exists() and not force:
         raise InputError(f"The library has an adapter '{name}' already.", "Give --name or --force.", "exists")
-    if target.exists():
-        _require_removable(target)
     try:
+        if target.exists():
+            _require_removable(target)
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(archive, opened)
             library.mkdir(parents=True, exist_ok=True)
@@ -196,7 +195,7 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
                 if target.exists():
                     os.replace(target, old)
                 try:
-                    os.replace(new, target)
+                    put_in_place(new, target)
                 except OSError:
                     if old.exists() and not target.exists():
                         os.replace(old, target)
@@ -219,8 +218,8 @@ def remove_adapter(name: str, library: Path | None = None) -> None:
     folder = library / name
     if not _is_name(name) or not (folder / CONFIG).is_file():
         raise InputError(f"The library has no adapter '{name}'.", "See `tcurlora adapters list`.", "unknown_adapter")
-    _require_removable(folder)
     try:
+        _require_removable(folder)
         _tidy(library)
         # The folder leaves the list in one step, so that no half adapter is ever seen.
         with tempfile.TemporaryDirectory(prefix=".remove-", dir=library) as scratch:

@@ -18,14 +18,13 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tcurlora.adapter_library import data_folder
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import EventSink
+from tcurlora.whole_files import whole_folder
 
 CATALOGUE = "catalogue.json"
 WEIGHTS = ("model.safetensors", "model.pt")
@@ -144,7 +143,7 @@ def fetch_model(name: str, events: EventSink) -> Path:
         if _sha256(part) != archive_sha256:
             part.unlink()
             raise _wrong_hash(f"The file at {url}")
-        with _new_folder(models_folder() / name) as folder:
+        with whole_folder(models_folder() / name) as folder:
             _unpack(part, folder, limit)
             weights = _weights(folder)
             if weights is None or _sha256(weights) != sha256:
@@ -186,7 +185,7 @@ def add_model(folder: Path, name: str | None = None) -> Path:
     load_base_model(folder).build()
     try:
         models_folder().mkdir(parents=True, exist_ok=True)
-        with _new_folder(models_folder() / name) as new:
+        with whole_folder(models_folder() / name) as new:
             for path in sorted(folder.rglob("*")):
                 inside = path.relative_to(folder)
                 if path.is_file() and _belongs(PurePosixPath(inside.as_posix())):
@@ -359,20 +358,6 @@ def _unpack(archive: Path, folder: Path, limit: int) -> None:
                     shutil.copyfileobj(source, copy)
     except (zipfile.BadZipFile, EOFError, zlib.error, ValueError, FileExistsError, NotImplementedError) as error:
         raise refuse(f"it is no readable zip file ({error})") from error
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` when all went well, and is deleted otherwise."""
-    # Always the same name, so that what a killed process left behind is cleared by the next one.
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from tcurlora.errors import TCurLoraError
 from tcurlora.evaluation import MEAN
 from tcurlora.events import write_json
 from tcurlora.paired import MEASURES, Row
+from tcurlora.whole_files import whole_file
 
 TITLES = {"dice": "Dice", "hd95_mm": "HD95, mm"}
 STYLE = """
@@ -51,9 +52,8 @@ def write_report(folder: Path, results: Mapping[str, Any], names: Mapping[str, s
     try:
         write_json(folder / "results.json", results)
         for name, text in texts.items():
-            temporary = folder / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(folder / name)
+            with whole_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise TCurLoraError(
             f"The report could not be written to '{folder}' ({error.strerror or error}).",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from tcurlora.whole_files import temporary_beside
+from tcurlora.whole_files import naming, whole_file
 
 
 class EventSink(Protocol):
@@ -59,7 +58,7 @@ class FileEvents:
 
     def emit(self, kind: str, **fields: Any) -> None:
         line = json.dumps({"event": kind, "time": time.time(), **fields}, ensure_ascii=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as stream:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(line)
 
 
@@ -143,9 +142,5 @@ def duration(seconds: float) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that readers see either the old file or the whole new one."""
-    temporary = temporary_beside(path)
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.image_contents import has_sound_header, is_complete
-from tcurlora.whole_files import temporary_beside
+from tcurlora.whole_files import whole_file
 
 IMAGE_SUFFIXES = (
     ".seg.nrrd",
@@ -289,17 +289,13 @@ def write_whole(image: sitk.Image, path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder.", "Give the name of a file to write.", "is_folder")
     # The same folder, so that the rename is atomic; the same ending, by which ITK picks the format.
-    temporary = temporary_beside(path, path.name[len(stem(path)) :])
     try:
-        with _itk_quiet():
+        with whole_file(path, path.name[len(stem(path)) :]) as temporary, _itk_quiet():
             sitk.WriteImage(image, str(temporary), useCompression=True)
             if not _written_whole(temporary):
                 raise not_written(path)
-        os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
         raise not_written(path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def without_metadata(image: sitk.Image) -> sitk.Image:
@@ -336,6 +332,6 @@ def not_written(path: Path) -> TCurLoraError:
     free = shutil.disk_usage(folder).free
     return TCurLoraError(
         f"{path} cannot be written ({free / 1e6:.0f} MB are free on that disk).",
-        "Make room on the disk or choose another folder.",
+        "Make room on the disk, or within your quota, or choose another folder.",
         "not_written",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tcurlora.images import (
     write_whole,
 )
 from tcurlora.labels import Structure, require_distinct
-from tcurlora.whole_files import temporary_beside
+from tcurlora.whole_files import whole_file
 
 BACKGROUND_LINE = "0 Background 0 0 0 0"
 STRUCTURE_COMMENT = "# structure: "
@@ -252,14 +251,11 @@ def _write_color_table(structures: Sequence[Structure], path: Path) -> None:
         rgb = " ".join(f"{255 * part:g}" for part in structure.color or default_color(structure.value))
         lines.append(f"{structure.value} {_column(structure.name)} {rgb} 255")
     lines += [STRUCTURE_COMMENT + json.dumps(s.to_dict(), ensure_ascii=False) for s in ordered]
-    temporary = temporary_beside(path)
     try:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise not_written(path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_color_table(labels_path: Path, labels: npt.NDArray[np.int64]) -> list[Structure]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.label_files import default_color
 from tcurlora.labels import Structure
+from tcurlora.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,13 +176,10 @@ def _write_legend(figure: Figure, structures: Sequence[Structure], y: float) -> 
 
 
 def _save(canvas: FigureCanvasAgg, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            canvas.figure.savefig(stream, format="png", dpi=120)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            canvas.figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TCurLoraError(
             f"The picture {path} cannot be written: {error.strerror or error}.",
             "Check that the folder exists and may be written, and that the disk is not full.",

@@ -21,8 +21,9 @@ from monai.transforms import (
 from tcurlora.cases import Case, read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.geometry import label_array, to_array, to_model_grid
-from tcurlora.images import read_image
+from tcurlora.images import not_written, read_image
 from tcurlora.labels import Structure
+from tcurlora.whole_files import whole_file
 
 # The intensity transforms that a base model may ask for; nothing else is ever instantiated from its files.
 INTENSITY = {
@@ -87,6 +88,7 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
 
     Raises:
         InputError: when the image or the label cannot be used.
+        TCurLoraError: when the folder cannot be written to.
     """
     cached = CachedCase(case.name, folder / f"{case.name}.image.npy", folder / f"{case.name}.label.npy")
     # The label is written last: where it exists, the case is whole.
@@ -105,8 +107,9 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
         label[values == structure.value] = index
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in ((cached.image, array), (cached.label, label)):
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, content)
-        temporary.replace(path)
+        try:
+            with whole_file(path, ".npy") as temporary:
+                np.save(temporary, content)
+        except OSError as error:
+            raise not_written(path) from error
     return cached

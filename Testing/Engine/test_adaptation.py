@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tcurlora import adaptation, adapter_files, training
+from tcurlora import adaptation, training, whole_files
 from tcurlora.adaptation import AdaptRequest, run_adapt
 from tcurlora.adapter_files import load_adapter
 from tcurlora.base_models import load_base_model
@@ -174,19 +174,25 @@ def kill_while_saving_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 def kill_before_the_adapter_gets_its_name(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(adapter_files.os, "rename", lambda *_: die())
+    original = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == "adapter":
+            die()
+        original(source, target)
+
+    patch.setattr(whole_files.os, "replace", replace)
 
 
 def kill_while_caching(patch: pytest.MonkeyPatch) -> None:
     original, calls = np.save, []
 
-    def save(stream: Any, array: Any) -> None:
+    def save(path: Path, array: Any) -> None:
         calls.append(array)
         if len(calls) == 4:
-            stream.write(b"half")
-            stream.flush()
+            path.write_bytes(b"half")
             die()
-        original(stream, array)
+        original(path, array)
 
     patch.setattr(np, "save", save)
 

@@ -253,7 +253,8 @@ def test_too_little_memory_for_two_patches_goes_on_with_one(
     losses = [[event["loss"] for event in each.of("progress")] for each in (events, with_room)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
     for name, value in roomy.trained_state().items():
-        torch.testing.assert_close(crowded.trained_state()[name], value, atol=1e-5, rtol=0)
+        # Sums of another order, which the first steps of Adam magnify.
+        torch.testing.assert_close(crowded.trained_state()[name], value, atol=1e-4, rtol=0)
     assert not same(crowded.trained_state(), make(1).trained_state())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 from children import Finished, in_child
 from kills import PACKAGE, make_inputs
+
+from tcurlora.events import write_json
+from tcurlora.whole_files import whole_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
 
@@ -115,3 +119,66 @@ def test_small_disk_that_fills_up(inputs: tuple[Path, Path], tmp_path: Path) -> 
     )
     assert_said(done.returncode, done.stderr)
     assert "earlier" in done.stdout.split() and "adapter" not in done.stdout.split()
+
+
+def require_order() -> None:
+    """Let the next renaming fail whose file, or whose folder's files, have not been brought to the disk before."""
+    brought: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        fsync(handle)
+        brought.add(os.fstat(handle).st_ino)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        parts = [source, *source.rglob("*")] if source.is_dir() else [source]
+        late = [part for part in parts if part.stat().st_ino not in brought and part.suffix != ".partial"]
+        if late:
+            raise AssertionError(f"{late} renamed to {target} too early")
+        replace(source, target)
+
+    os.fsync, os.replace = watched_fsync, watched_replace  # type: ignore[assignment]
+
+
+def test_what_gets_its_name_is_on_the_disk_already(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """After a power failure an empty file of the right name would be there otherwise."""
+    bundle, site = inputs
+    scan, adapter = str(site / "images" / "scan0.nii.gz"), str(tmp_path / "adapter")
+    commands = [
+        ["adapt", "--base", str(bundle), "--data", str(site), "--out", adapter, "--steps=2", "--folds=0"],
+        ["segment", "--model", str(bundle), "--input", scan, "--out", str(tmp_path / "r.seg.nrrd"), "--uncertainty"],
+        ["segment", "--model", str(bundle), "--input", scan, "--out", str(tmp_path / "r.nii.gz")],
+        ["merge", "--model", adapter, "--base", str(bundle), "--out", str(tmp_path / "merged")],
+        ["adapters", "export", adapter, "--out", str(tmp_path / "adapter.zip")],
+    ]
+    done = in_child(require_order, *commands)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EDQUOT])
+def test_disk_that_takes_bytes_and_does_not_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """As shared disks do, which tell only in the end that the quota is used up."""
+
+    def fail(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    write_json(tmp_path / "a.json", ["earlier"])
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"a\.json"):
+        write_json(tmp_path / "a.json", ["later"])
+    with pytest.raises(OSError), whole_folder(tmp_path / "b") as folder:
+        (folder / "c").write_text("later")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert "earlier" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP])
+def test_disk_that_cannot_be_asked_to_keep_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def fail(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_json(tmp_path / "a.json", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
