@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from tcurlora.catalogue import find_base_folder
 from tcurlora.errors import InputError
@@ -98,11 +99,15 @@ class BaseModel:
         """The model's identity: SHA-256 of the weights file."""
         return _sha256(file_state(self.weights))
 
-    def build(self) -> nn.Module:
+    def build(self, trial: bool = True) -> nn.Module:
         """Make the network and load its weights.
 
+        Args:
+            trial: also put a window without numbers through it. It loads torch's compiler, which takes longer than
+                making the network, so whoever computes a window at once leaves it out, and asks for it when that fails.
+
         Raises:
-            InputError: when the weights cannot be read or do not fit the network.
+            InputError: when the weights cannot be read or do not fit the network, or it fails in the trial.
         """
         arguments = {key: value for key, value in self.network_def.items() if key != "_target_"}
         class_name = self.network_def["_target_"]
@@ -110,7 +115,7 @@ class BaseModel:
         numbers = sum(tensor.numel() for tensor in state.values())
         try:
             # First without memory, for those that can be made so: what the config asks for may be anything.
-            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _of_size(numbers):
+            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _Unfilled(), _of_size(numbers):
                 getattr(nets, class_name)(**arguments)
             with _of_size(numbers):
                 network: nn.Module = getattr(nets, class_name)(**arguments)
@@ -130,7 +135,9 @@ class BaseModel:
             ) from error
         # The layout that convolutions run fastest in, on processors and on graphics cards.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._try(network.eval())
+        network.eval()
+        if trial:
+            self._try(network)
         return network
 
     def takes_window(self, network: nn.Module, size: Sequence[int]) -> bool:
@@ -182,6 +189,21 @@ def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
     kept = {name: tensor for name, tensor in state.items() if not (_CROSS_ATTENTION.search(name) and name not in own)}
     return norms | kept
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leave parameters as they are that a network fills while it is made.
+
+    On a device without numbers there is nothing to fill, but torch loads its compiler for some functions that fill.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), named: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return function(*args, **(named or {}))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from tcurlora.devices import autocast, out_of_memory_as_error
-from tcurlora.errors import InputError
+from tcurlora.errors import InputError, is_out_of_memory
 from tcurlora.geometry import labels_from_grid, map_from_grid
 from tcurlora.labels import Structure, channel_groups
 from tcurlora.preprocessing import Preprocessing
@@ -46,6 +46,8 @@ class Segmenter:
         device: where it runs.
         in_channels: components that a voxel of a scan must have.
         overlap: of neighbouring windows, as a fraction of their size.
+        diagnose: called when the network fails on a window, or gives other channels than those; raises where the model
+            is to blame.
     """
 
     network: nn.Module
@@ -55,6 +57,7 @@ class Segmenter:
     device: torch.device
     in_channels: int = 1
     overlap: float = 0.5
+    diagnose: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         self.network = self.network.to(self.device).eval()
@@ -83,8 +86,7 @@ class Segmenter:
             nothing = not windows.any()
             if nothing and len(windows) in of_nothing:
                 return of_nothing[len(windows)].clone()
-            with autocast(self.device):
-                logits = self.network(windows.contiguous(memory_format=self._memory_format()))
+            logits = self._logits(windows)
             result = class_logits(logits.float(), self.groups).softmax(1)
             if nothing:
                 of_nothing[len(windows)] = result.clone()  # what is returned is weighted in place
@@ -104,6 +106,19 @@ class Segmenter:
             )
         probabilities: np.ndarray = result[0].numpy()
         return probabilities
+
+    def _logits(self, windows: Tensor) -> Tensor:
+        try:
+            with autocast(self.device):
+                logits: Tensor = self.network(windows.contiguous(memory_format=self._memory_format()))
+            found = logits.shape[1]
+            if found != len(self.channels):
+                raise ValueError(f"the network has {found} output channels, but the model names {len(self.channels)}")
+        except Exception as error:
+            if self.diagnose is not None and not is_out_of_memory(error):
+                self.diagnose()
+            raise
+        return logits
 
     def _memory_format(self) -> torch.memory_format:
         return torch.contiguous_format if self.device.type == "cpu" else torch.channels_last_3d

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 OPTIONAL = (
     "apex",
@@ -25,6 +27,7 @@ OPTIONAL = (
     "openslide",
     "pandas",
     "PIL",
+    "psutil",
     "pydicom",
     "requests",  # which opens a socket as soon as it is imported
     "scipy",
@@ -34,11 +37,13 @@ OPTIONAL = (
     "tensorboard",
     "tensorboardX",
     "tensorrt",
+    "tifffile",
     "torch_tensorrt",
     "torchaudio",
     "torchio",
     "torchvision",
     "transformers",
+    "yaml",
     "zarr",
 )
 """Packages that MONAI uses where they are installed, that take long to load, and that no result depends on."""
@@ -56,13 +61,27 @@ def import_monai(needed: Collection[str] = ()) -> None:
     Args:
         needed: packages of `OPTIONAL` that MONAI may load all the same.
     """
-    import torch  # noqa: F401  before the packages are hidden, so that MONAI alone does without them
+    with _without_collecting():
+        import torch  # noqa: F401  before the packages are hidden, so that MONAI alone does without them
 
-    hidden = [name for name in OPTIONAL if name not in sys.modules and name not in needed]
-    # None is Python's own way to say that a module cannot be imported.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+        hidden = [name for name in OPTIONAL if name not in sys.modules and name not in needed]
+        # None is Python's own way to say that a module cannot be imported.
+        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+        try:
+            import monai  # noqa: F401
+        finally:
+            for name in hidden:
+                del sys.modules[name]
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Import without looking for garbage again and again among ever more objects, nearly all of which stay for good."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        import monai  # noqa: F401
+        yield
+        gc.freeze()  # nor look through them later
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        if was_enabled:
+            gc.enable()

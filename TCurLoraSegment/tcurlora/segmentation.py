@@ -13,7 +13,7 @@ from tcurlora.events import EventSink, NullEvents, Tee
 from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
 from tcurlora.job_folder import JobFolder, describe_inputs
 from tcurlora.label_files import write_segmentation
-from tcurlora.segmenters import SegmenterCache
+from tcurlora.segmenters import SegmenterCache, open_once
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,8 @@ def run_segment(
     again = distributed.first(lambda: job_folder is not None and _was_begun(request, job_folder))
     tasks, left = distributed.first(lambda: _planned(request, again))
     events.emit("stage", name="load", title="Loading the model")
-    opener = SegmenterCache() if segmenters is None else segmenters
-    segmenter = opener.open(request.model, request.base, request.device, request.overlap)
-    del opener  # and with it, where nobody keeps it, the base that the adapter has been merged into
+    opener = open_once if segmenters is None else segmenters.open
+    segmenter = opener(request.model, request.base, request.device, request.overlap)
     job = None
     if job_folder is not None:
         open_job = JobFolder.resume if again else JobFolder.start
@@ -147,7 +146,8 @@ def run_segment(
                 write_image(uncertainty, task.uncertainty)
             write_segmentation(labels, segmenter.structures, task.labels)
         except TCurLoraError as error:
-            if len(tasks) == 1 or error.exit_code != InputError.exit_code:
+            # Another scan would be no better off with a base model that fails.
+            if len(tasks) == 1 or error.exit_code != InputError.exit_code or error.code == "bad_bundle":
                 raise
             problem = error
             events.emit("warning", code=error.code, message=f"{task.scan.name}: {error}")

@@ -1,15 +1,20 @@
-"""Open what segments: an adapter merged into its base model, or a base model; and keep it open for the next time."""
+"""Open what segments: an adapter on its base model, or a base model; and keep it open for the next time."""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from tcurlora.adapter import fingerprint
+from tcurlora.adapter import TensorCurModel, fingerprint
 from tcurlora.adapter_files import CONFIG, WEIGHTS, load_adapter, read_adapter_config
 from tcurlora.adapter_library import find_adapter, is_adapter
 from tcurlora.base_models import BaseModel, file_state, load_base_model
@@ -19,24 +24,120 @@ from tcurlora.errors import InputError
 from tcurlora.inference import Segmenter
 from tcurlora.labels import Structure
 
+CPU = torch.device("cpu")
 KEPT_BYTES = 512 * 2**20
 """Weights that are kept besides those in use."""
+
+
+Places: TypeAlias = Mapping[str, Sequence[str]]
+
+
+class AdaptedNetwork(nn.Module):
+    """A network that computes with an adapter's weights in place of its own, without a copy of the network.
+
+    Args:
+        network: the base, on the device where it is run; it is shared with others and never changed.
+        weights: the adapted weights by the names of the network's parameters.
+        places: of all parameters, from `find_places`.
+    """
+
+    def __init__(self, network: nn.Module, weights: Mapping[str, Tensor], places: Places) -> None:
+        super().__init__()
+        self._shared = (network,)  # not as a part of this module, which is moved to a device without the others
+        self._places: list[tuple[str, str]] = []
+        own = dict(network.named_parameters())
+        for number, (name, weight) in enumerate(weights.items()):
+            self.register_buffer(f"weight_{number}", _laid_out_like(own[name], weight))
+            self._places += [(place, f"weight_{number}") for place in places[name]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = {place: getattr(self, name) for place, name in self._places}
+        # Without torch's own tying, which swaps a layer of several names twice.
+        return functional_call(self._shared[0], values, args, kwargs, tie_weights=False)
+
+    def folded(self) -> nn.Module:
+        """Give the weights to the network itself, for whoever has it alone."""
+        for place, name in self._places:
+            module, _, parameter = place.rpartition(".")
+            layer = self._shared[0].get_submodule(module)
+            setattr(layer, parameter, nn.Parameter(getattr(self, name), requires_grad=False))
+        return self._shared[0]
+
+
+def find_places(network: nn.Module) -> Places:
+    """Find by each parameter's name where it is: once in every layer that holds it.
+
+    Layers may share a weight, and one layer may have several names.
+    """
+    places: dict[str, list[str]] = {}
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for prefix, module in network.named_modules():
+        for place, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            places.setdefault(names[parameter], []).append(place)
+    return places
+
+
+def _laid_out_like(parameter: Tensor, weight: Tensor) -> Tensor:
+    """Give a weight the memory layout of another one, on which it depends how torch computes with it."""
+    # A parameter is copied in any case, because it is somebody's, who may change it.
+    if weight.shape != parameter.shape or weight.stride() == parameter.stride():
+        return weight.detach().clone() if isinstance(weight, nn.Parameter) else weight.detach()
+    return torch.empty_like(parameter).copy_(weight.detach())
+
+
+@dataclass
+class _OpenBase:
+    """A base model, its network on each device where it has been run, and on the processor in any case.
+
+    Attributes:
+        spare: what the last adapter was opened with, for the next one.
+    """
+
+    key: Hashable
+    description: BaseModel
+    networks: dict[torch.device, nn.Module]
+    spare: TensorCurModel | None = None
+
+    def on(self, device: torch.device) -> nn.Module:
+        if device not in self.networks:
+            self.networks[device] = copy.deepcopy(self.networks[CPU]).to(device)
+        return self.networks[device]
+
+    @cached_property
+    def identity(self) -> str:
+        return fingerprint(self.networks[CPU])
+
+    @cached_property
+    def places(self) -> Places:
+        return find_places(self.networks[CPU])
+
+    @cached_property
+    def bytes(self) -> int:
+        return _bytes(self.networks[CPU])
+
+
+class _Open(NamedTuple):
+    segmenter: Segmenter
+    base: _OpenBase
+    own_bytes: int
 
 
 class SegmenterCache:
     """Opens segmenters and keeps those used last, as long as no file changes that they were made from.
 
+    All segmenters of one base share its network; an adapter keeps what it changes.
+
     Args:
-        kept_bytes: weights that are kept besides those of the segmenter opened last.
+        kept_bytes: weights that are kept besides those of the base and of the segmenter opened last.
     """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
-        self._segmenters: OrderedDict[Hashable, Segmenter] = OrderedDict()
-        self._base: tuple[Hashable, nn.Module, str] | None = None
+        self._open: OrderedDict[Hashable, _Open] = OrderedDict()
+        self._base: _OpenBase | None = None
 
     def open(self, model: str, base: str = "", device: str = "auto", overlap: float = 0.5) -> Segmenter:
-        """Load an adapter merged into its base, or a plain base model, or find it still open.
+        """Load an adapter on its base, or a plain base model, or find it still open.
 
         Args:
             model: adapter (folder or name in the library) or base model (folder or name in the catalogue).
@@ -54,39 +155,83 @@ class SegmenterCache:
         base_key = tuple(file_state(file) for file in found.files)
         adapter_key = tuple(file_state(adapter / name) for name in (CONFIG, WEIGHTS)) if adapter else ()
         key = (base_key, adapter_key, where, overlap)
-        if key not in self._segmenters:
-            # Read anew after the state of the files has been taken, so that a change in between is not missed.
-            found = load_base_model(found.folder)
-            opened = self._adapted(found, base_key, adapter) if adapter else _plain(found)
-            network, channels, structures = opened
-            self._segmenters[key] = Segmenter(
-                network, channels, structures, found.preprocessing, where, found.in_channels, overlap
+        if key not in self._open:
+            opened = self._open_base(found.folder, base_key)
+            network, channels, structures = _adapted(opened, where, adapter) if adapter else _plain(opened, where)
+            description = opened.description
+            segmenter = Segmenter(
+                network,
+                channels,
+                structures,
+                description.preprocessing,
+                where,
+                description.in_channels,
+                overlap,
+                description.build,  # whose trial says what is wrong with a model that fails
             )
-        self._segmenters.move_to_end(key)
+            self._open[key] = _Open(segmenter, opened, _bytes(network) if adapter else 0)
+        self._open.move_to_end(key)
         self._let_go()
-        return self._segmenters[key]
+        return self._open[key].segmenter
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._segmenters.clear()
+        self._open.clear()
         self._base = None
 
-    def _adapted(self, base: BaseModel, key: Hashable, adapter: Path) -> tuple[nn.Module, list[str], list[Structure]]:
-        if self._base is None or self._base[0] != key:
+    def _open_base(self, folder: Path, key: Hashable) -> _OpenBase:
+        if self._base is None or self._base.key != key:
             self._base = None  # before the next one is loaded, not after
-            network = base.build()
-            self._base = (key, network, fingerprint(network))
-        _, network, identity = self._base
-        model = load_adapter(network, adapter, identity)
-        channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
-        return model.merged(), channels, _structures_of(adapter)
+            # Read anew after the state of the files has been taken, so that a change in between is not missed.
+            description = load_base_model(folder)
+            self._base = _OpenBase(key, description, {CPU: description.build(trial=False)})
+        return self._base
 
     def _let_go(self) -> None:
-        kept = 0
-        for key, segmenter in reversed(list(self._segmenters.items())[:-1]):
-            kept += sum(tensor.nbytes for tensor in segmenter.network.state_dict().values())
+        last = next(reversed(self._open))
+        bases, kept = {id(self._base), id(self._open[last].base)}, 0
+        for key, opened in reversed(list(self._open.items())[:-1]):
+            kept += opened.own_bytes + (0 if id(opened.base) in bases else opened.base.bytes)
+            bases.add(id(opened.base))
             if kept > self._kept_bytes:
-                del self._segmenters[key]
+                del self._open[key]
+
+
+def _adapted(
+    base: _OpenBase, device: torch.device, adapter: Path
+) -> tuple[nn.Module, Sequence[str], Sequence[Structure]]:
+    model = load_adapter(base.networks[CPU], adapter, base.identity, base.spare)
+    base.spare = model
+    channels = [channel.name for channel in model.config.channels or ()] or base.description.channels
+    with torch.no_grad():
+        network = AdaptedNetwork(base.on(device), model.adapted_parameters(), base.places)
+    return network, channels, _structures_of(adapter)
+
+
+def _plain(base: _OpenBase, device: torch.device) -> tuple[nn.Module, Sequence[str], Sequence[Structure]]:
+    return base.on(device), base.description.channels, base.description.labelled_structures()
+
+
+def open_once(model: str, base: str = "", device: str = "auto", overlap: float = 0.5) -> Segmenter:
+    """Open a segmenter that no other one is opened beside, so that only the weights in use are kept.
+
+    Args:
+        model: as in `SegmenterCache.open`.
+        base: as there.
+        device: as there.
+        overlap: as there.
+
+    Raises:
+        InputError: as there.
+    """
+    segmenter = SegmenterCache().open(model, base, device, overlap)
+    if isinstance(segmenter.network, AdaptedNetwork):
+        segmenter.network = segmenter.network.folded()
+    return segmenter
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
 def release_device_memory() -> None:
@@ -130,10 +275,6 @@ def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
         "Name its folder with --base, or add it with 'tcurlora models add FOLDER'.",
         "base_not_found",
     )
-
-
-def _plain(base: BaseModel) -> tuple[nn.Module, list[str], list[Structure]]:
-    return base.build(), list(base.channels), base.labelled_structures()
 
 
 def _structures_of(adapter: Path) -> list[Structure]:

@@ -103,6 +103,14 @@ def test_a_bundle_is_read_and_built(bundle: Path, network: SegResNet) -> None:
         assert torch.equal(built(window), network(window))
 
 
+def test_without_the_trial_the_same_network_is_made(bundle: Path) -> None:
+    base = load_base_model(bundle)
+    tried, untried = base.build(), base.build(trial=False)
+    assert not untried.training
+    for name, value in tried.state_dict().items():
+        assert torch.equal(value, untried.state_dict()[name]) and value.stride() == untried.state_dict()[name].stride()
+
+
 def test_the_identity_is_that_of_the_weights(bundle: Path) -> None:
     before = load_base_model(bundle).sha256
     rewrite(bundle, "metadata", lambda content: content.update(name="other"))

@@ -13,6 +13,9 @@ from typing import Any
 import SimpleITK as sitk
 
 import tcurlora
+from tcurlora.adapter import TensorCurConfig, adapt
+from tcurlora.adapter_files import save_adapter
+from tcurlora.base_models import load_base_model
 from tcurlora.events import NullEvents
 from tcurlora.segmentation import SegmentRequest, run_segment
 
@@ -108,6 +111,49 @@ def test_segment_as_a_program_loads_little_and_gives_the_same_file(
     for ending in (".seg.nrrd", "_uncertainty.nii.gz"):
         a, b = (hashlib.sha256((tmp_path / f"{name}{ending}").read_bytes()).hexdigest() for name in "ab")
         assert a == b
+
+
+def test_segment_loads_neither_torchs_compiler_nor_what_only_others_need(
+    tmp_path: Path, make_scan: Callable[..., Any]
+) -> None:
+    """These packages take longer to load than everything that a segmentation does."""
+    scan = tmp_path / "scan.nrrd"
+    sitk.WriteImage(make_scan(3)[0], scan)
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "from tcurlora.cli import main\n"
+        "assert main() == 0\n"
+        "from tcurlora.monai_import import OPTIONAL\n"
+        "unneeded = {'torch._dynamo', 'torch._inductor', 'sympy', 'peft', 'tcurlora.training', *OPTIONAL}\n"
+        "loaded = unneeded & set(sys.modules) - before\n"
+        "assert not loaded, loaded\n"
+    )
+    for model in ("hippocampus_t1_unetr", str(write_adapter(tmp_path / "adapter"))):
+        out = tmp_path / f"{Path(model).name}.nii.gz"
+        run(code, "segment", "--model", model, "--input", str(scan), "--out", str(out))
+        assert out.is_file()
+
+
+def write_adapter(folder: Path) -> Path:
+    """An adapter of the shipped model that changes nothing."""
+    base = load_base_model("hippocampus_t1_unetr")
+    structures = [structure.to_dict() for structure in base.labelled_structures()]
+    model = adapt(base.build(trial=False), TensorCurConfig(r=4))
+    save_adapter(model, folder, {"structures": structures, "base_model": {"sha256": base.sha256}})
+    return folder
+
+
+def test_garbage_is_collected_again_after_the_import() -> None:
+    run(
+        "import gc\n"
+        "from tcurlora.monai_import import import_monai\n"
+        "for switch in (gc.disable, gc.enable):\n"
+        "    switch()\n"
+        "    before = gc.isenabled()\n"
+        "    import_monai()\n"
+        "    assert gc.isenabled() == before\n"
+    )
 
 
 def test_evaluate_as_a_program_measures_distances(site: Path) -> None:
