@@ -30,6 +30,7 @@ class Adapted:
         report: the content of its report.json.
         case_names: names of the volumes by the numbers under which the report lists them.
         job: its folder, kept while it can be resumed.
+        warnings: what the user should know about the cases.
     """
 
     outcome: Outcome
@@ -38,6 +39,7 @@ class Adapted:
     report: Mapping[str, Any] | None
     case_names: Mapping[str, str]
     job: Job
+    warnings: tuple[str, ...] = ()
 
 
 class AdaptTask:
@@ -63,6 +65,7 @@ class AdaptTask:
         self.job = job
         self.name = str(context["name"])
         self._case_names = dict(context["case_names"])
+        self._warnings = tuple(map(str, context.get("warnings", ())))
         self._on_finished = on_finished
         self.finished: Adapted | None = None
         arguments = [*context["arguments"], *(["--resume"] if resume else [])]
@@ -110,7 +113,7 @@ class AdaptTask:
                 report = json.loads((adapter / "report.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 adapter = None
-        self.finished = Adapted(outcome, self.name, adapter, report, self._case_names, self.job)
+        self.finished = Adapted(outcome, self.name, adapter, report, self._case_names, self.job, self._warnings)
         if outcome.ok:
             self.job.delete()  # the cases of the patients were exported there
         if self._on_finished is not None:
@@ -143,6 +146,7 @@ def prepare_adapt(settings: AdaptSettings, pairs: Sequence[CasePair]) -> Job:
                 "name": settings.name,
                 "settings": settings.to_dict(),
                 "case_names": dict(export.node_names),
+                "warnings": [f"{warning.message} {warning.remedy}" for warning in export.warnings],
                 "arguments": settings.arguments(job.inputs, out, job.path),
             }
         )

@@ -53,7 +53,7 @@ class Engine:
 
     def environment(self) -> dict[str, str]:
         """The environment of the engine's process; that of this process stays as it is."""
-        environment = dict(os.environ) if self.own else _without_slicer(os.environ)
+        environment = _with_utf8(os.environ) if self.own else _without_slicer(os.environ)
         # Paths may hold any character, and an event is of use only when it comes at once.
         return environment | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -98,6 +98,13 @@ def engine_of(python: str) -> Engine:
         )
     # Not resolved: the link is what makes a virtual environment.
     return Engine(path.absolute(), own=False)
+
+
+def _with_utf8(environment: Mapping[str, str]) -> dict[str, str]:
+    """Give the launcher of Slicer's Python a locale in which it hands on arguments of any characters."""
+    locale = environment.get("LC_ALL") or environment.get("LC_CTYPE") or environment.get("LANG") or ""
+    bare = sys.platform == "linux" and "utf" not in locale.lower()
+    return {**environment, **({"LC_ALL": "C.UTF-8"} if bare else {})}
 
 
 def _without_slicer(environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,28 @@ def structures_of(pairs: Sequence[CasePair]) -> list[SceneStructure]:
         for label in labels:
             groups.setdefault(normalized(label.name), _Group()).add(case, label)
     return [group.structure() for group in _merged(list(groups.values()))]
+
+
+def matched_by_terminology(structure: SceneStructure, base: Mapping[str, str]) -> list[str]:
+    """Find what a structure is in a base model, by terminology.
+
+    Args:
+        structure: from `structures_of`.
+        base: names of the base model's structures to their terminology entries.
+
+    Returns:
+        The base structure with the same codes; or those that are its parts, which add a modifier such as "anterior"
+        to the same codes; none where the terminology does not tell.
+    """
+    own = terminology_key(structure.terminology)
+    if own is None:
+        return []
+    keys = {name: key for name, entry in base.items() if (key := terminology_key(entry)) is not None}
+    same = [name for name, key in keys.items() if key == own]
+    category, kind, kind_modifier, region, region_modifier = own
+    if same or kind_modifier or region_modifier:
+        return same
+    return [name for name, key in keys.items() if (key[0], key[1], key[3]) == (category, kind, region)]
 
 
 def subject_of(volume: slicer.vtkMRMLScalarVolumeNode) -> str:

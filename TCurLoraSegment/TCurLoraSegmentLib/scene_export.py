@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -54,6 +55,7 @@ __all__ = [
 
 _TABLE_SIZE = 2**16
 _LATTICE = 13
+_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class ExportedCase:
 
 @dataclass(frozen=True)
 class CaseProblem:
-    """Why a pair of nodes could not be written as a case."""
+    """Why a pair of nodes could not be written as a case, or what was lost of it."""
 
     pair: CasePair
     message: str
@@ -85,6 +87,7 @@ class CaseExport:
         structures: what the labels are; the first has the value 1, and so on.
         node_names: name of each case to the name of its volume, for the eyes of the user only.
         problems: what could not be written, and why.
+        warnings: what the user should know about cases that were written.
     """
 
     folder: Path
@@ -92,6 +95,7 @@ class CaseExport:
     structures: tuple[SceneStructure, ...]
     node_names: Mapping[str, str]
     problems: tuple[CaseProblem, ...]
+    warnings: tuple[CaseProblem, ...] = ()
 
 
 def export_volume(volume_node: slicer.vtkMRMLScalarVolumeNode, path: Path) -> Geometry:
@@ -120,7 +124,7 @@ def export_labels(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     path: Path,
     values: Mapping[str, int],
-) -> None:
+) -> int:
     """Write labels on the voxels of a volume, wherever and however finely they were drawn.
 
     Args:
@@ -130,11 +134,14 @@ def export_labels(
         values: name of a structure to its value in the file. Several names may have one value, of which the file
             gets the first; segments of other names are left out.
 
+    Returns:
+        How many voxels of the labels lie outside of the volume, and so are not in the file.
+
     Raises:
         UserError: when a node cannot be used, structures overlap, two segments of one name mean different
             structures, the labels lie outside of the volume, or the file cannot be written.
     """
-    _export_labels(labels_node, volume_node, path, values, None)
+    return _export_labels(labels_node, volume_node, path, values, None)
 
 
 def export_cases(
@@ -172,6 +179,7 @@ def export_cases(
             (folder / part).mkdir(parents=True, exist_ok=True)
     cases: list[ExportedCase] = []
     problems: list[CaseProblem] = []
+    warnings: list[CaseProblem] = []
     subjects: dict[str, str] = {}
     node_names: dict[str, str] = {}
     for number, (name, pair) in enumerate(zip(case_names, pairs, strict=True)):
@@ -180,12 +188,14 @@ def export_cases(
         volume, labels = (slicer.mrmlScene.GetNodeByID(node_id) for node_id in (pair.volume_id, pair.labels_id))
         image, label = folder / "images" / f"{name}.nrrd", folder / "labels" / f"{name}.seg.nrrd"
         try:
-            _export_labels(labels, volume, label, values, described)
+            lost = _export_labels(labels, volume, label, values, described)
             geometry = export_volume(volume, image)
         except UserError as error:
             label.unlink(missing_ok=True)
             problems.append(CaseProblem(pair, error.message, error.remedy))
             continue
+        if lost:
+            warnings.append(CaseProblem(pair, *_cut(labels, volume, lost)))
         cases.append(ExportedCase(name, image, label, geometry))
         node_names[name] = volume.GetName()
         subjects[name] = subject_of(volume)
@@ -198,7 +208,7 @@ def export_cases(
     _write_text(folder / "dataset.json", json.dumps({"labels": declared}, ensure_ascii=False, indent=2) + "\n")
     if progress is not None:
         progress(len(pairs), len(pairs))
-    return CaseExport(folder, tuple(cases), structures, node_names, tuple(problems))
+    return CaseExport(folder, tuple(cases), structures, node_names, tuple(problems), tuple(warnings))
 
 
 # Labels
@@ -206,7 +216,7 @@ def export_cases(
 
 def _export_labels(
     labels_node: Any, volume_node: Any, path: Path, values: Mapping[str, int], described: Sequence[Label] | None
-) -> None:
+) -> int:
     """As `export_labels`; colors and terminology are those of `described` where it is given."""
     problem = volume_problem(volume_node)
     if problem:
@@ -224,10 +234,18 @@ def _export_labels(
         layers = layers_of(labels_node)
     merged = np.zeros(geometry.size[::-1], _dtype(values.values()))
     overlaps: dict[tuple[int, int], int] = {}
+    lost = 0
     for layer in layers:
         wanted = {v: value_of[normalized(m.name)] for v, m in layer.meanings.items() if normalized(m.name) in value_of}
-        for part, voxels in _on_grid(layer, geometry, to_labels):
+        box = _filled_box(layer)
+        if box is None:
+            continue
+        chain, index = _to_index(layer, geometry, to_labels)
+        low, high = _bounds(box, chain)
+        for part, voxels in _on_grid(layer, geometry, chain, index, low, high):
             _merge(merged[part], _translated(voxels, wanted, merged.dtype), overlaps)
+        if (low < -0.5).any() or (high > np.array(geometry.size) - 0.5).any():
+            lost += _count_outside(layer, wanted, box, geometry, chain, index)
     if overlaps:
         raise _overlapping(labels_node, overlaps, values)
     if not merged.any() and any(
@@ -240,6 +258,7 @@ def _export_labels(
             _("Pair it with the volume that it was drawn on, and check the transforms of both."),
         )
     _write(merged, geometry, Path(path), _segment_header(values, described or labels_of(labels_node), geometry))
+    return lost
 
 
 # Frames
@@ -286,27 +305,37 @@ def _drawn_on(
     return segmentation_layers(copy)
 
 
-def _on_grid(
+def _to_index(
     layer: LabelLayer, geometry: Geometry, to_labels: vtk.vtkAbstractTransform
-) -> Iterator[tuple[tuple[slice, ...], npt.NDArray[Any]]]:
-    """Bring a layer onto a grid by nearest neighbour; yield the part of the grid (k, j, i) that it reaches, if any."""
-    box = _filled_box(layer)
-    if box is None:
-        return
+) -> tuple[vtk.vtkAbstractTransform, Matrix | None]:
+    """From an index of a grid to one of a layer, as a transform, and as a matrix where it is linear."""
     into = np.linalg.inv(layer.ijk_to_ras)
     if isinstance(to_labels, vtk.vtkTransform):
         index = into @ slicer.util.arrayFromVTKMatrix(to_labels.GetMatrix()) @ geometry.matrix
-        chain: vtk.vtkAbstractTransform = vtk.vtkTransform()
-        chain.SetMatrix(index.ravel().tolist())
-    else:
-        index = None
-        chain = vtk.vtkGeneralTransform()
-        chain.PostMultiply()
-        chain.Concatenate(geometry.matrix.ravel().tolist())
-        chain.Concatenate(to_labels)
-        chain.Concatenate(into.ravel().tolist())
-    extent = _reached(box, geometry.size, chain)
-    if extent is None:
+        straight = vtk.vtkTransform()
+        straight.SetMatrix(index.ravel().tolist())
+        return straight, index
+    bent = vtk.vtkGeneralTransform()
+    bent.PostMultiply()
+    bent.Concatenate(geometry.matrix.ravel().tolist())
+    bent.Concatenate(to_labels)
+    bent.Concatenate(into.ravel().tolist())
+    return bent, None
+
+
+def _on_grid(
+    layer: LabelLayer,
+    geometry: Geometry,
+    chain: vtk.vtkAbstractTransform,
+    index: Matrix | None,
+    low: Matrix,
+    high: Matrix,
+) -> Iterator[tuple[tuple[slice, ...], npt.NDArray[Any]]]:
+    """Bring a layer onto a grid by nearest neighbour; yield the part of the grid (k, j, i) that it reaches, if any."""
+    extent: list[int] = []
+    for axis, n in enumerate(geometry.size):
+        extent += [max(0, int(np.floor(max(low[axis], 0)))), min(n - 1, int(np.ceil(min(high[axis], n))))]
+    if any(extent[a] > extent[a + 1] for a in (0, 2, 4)):
         return
     if index is not None and _is_shift(index, geometry.size):
         yield _pasted(layer, geometry.size, np.rint(index[:3, 3]).astype(int))
@@ -346,10 +375,8 @@ def _filled_box(layer: LabelLayer) -> list[tuple[float, float]] | None:
     return box
 
 
-def _reached(
-    box: Sequence[tuple[float, float]], size: Sequence[int], to_index: vtk.vtkAbstractTransform
-) -> list[int] | None:
-    """The part of a grid, as a VTK extent, that can have labels; None where it is empty.
+def _bounds(box: Sequence[tuple[float, float]], to_index: vtk.vtkAbstractTransform) -> tuple[Matrix, Matrix]:
+    """From where to where along i, j and k of a grid a layer can have labels; infinite where that is not known.
 
     A bent transform is slow, and most labels are small. So a lattice in the box is taken to the grid, with a margin
     as wide as its cells become there.
@@ -358,13 +385,41 @@ def _reached(
     back = to_index.GetInverse()
     places = np.array([back.TransformPoint(place) for place in lattice.reshape(-1, 3).tolist()]).reshape(lattice.shape)
     if not np.isfinite(places).all():
-        return [end for n in size for end in (0, n - 1)]
+        return np.full(3, -np.inf), np.full(3, np.inf)
     margin = 1 + np.max([np.abs(np.diff(places, axis=axis)).max(axis=(0, 1, 2)) for axis in range(3)], axis=0)
-    extent: list[int] = []
-    for axis, n in enumerate(size):
-        low, high = places[..., axis].min() - margin[axis], places[..., axis].max() + margin[axis]
-        extent += [max(0, int(np.floor(low))), min(n - 1, int(np.ceil(high)))]
-    return None if any(extent[a] > extent[a + 1] for a in (0, 2, 4)) else extent
+    return places.min(axis=(0, 1, 2)) - margin, places.max(axis=(0, 1, 2)) + margin
+
+
+def _count_outside(
+    layer: LabelLayer,
+    wanted: Collection[int],
+    box: Sequence[tuple[float, float]],
+    geometry: Geometry,
+    to_index: vtk.vtkAbstractTransform,
+    index: Matrix | None,
+) -> int:
+    """Count the voxels of a layer that are labeled and have their centre in no voxel of a grid."""
+    back, inverse = None if index is None else np.linalg.inv(index), to_index.GetInverse()
+
+    def inside(places: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        if back is not None:
+            there = places @ back[:3, :3].T + back[:3, 3]
+        else:
+            there = np.array([inverse.TransformPoint(place) for place in places.tolist()]).reshape(-1, 3)
+        result: npt.NDArray[np.bool_] = ((there > -0.501) & (there < np.array(geometry.size) - 0.499)).all(axis=1)
+        return result
+
+    if back is not None and inside(np.array([*itertools.product(*box)])).all():
+        return 0
+    labeled = np.isin(layer.voxels, list(wanted))
+    # A bent transform is so slow that of many voxels some stand for all.
+    step = 1 if back is not None else max(1, int(np.count_nonzero(labeled)) // _COUNTED)
+    outside = 0
+    for k, plane in enumerate(labeled):  # by slice, because places take much more memory than voxels
+        j, i = np.nonzero(plane)
+        places = np.stack([i, j, np.full_like(i, k)], axis=1)[::step] + np.array(layer.first)
+        outside += step * int((~inside(places)).sum())
+    return outside
 
 
 def _resampled(
@@ -431,6 +486,15 @@ def _merge(merged: npt.NDArray[Any], labels: npt.NDArray[Any], overlaps: dict[tu
     for (a, b), count in zip(*(part.tolist() for part in np.unique(ends.T, axis=0, return_counts=True)), strict=True):
         overlaps[a, b] = overlaps.get((a, b), 0) + count
     merged[mask] = new
+
+
+def _cut(labels: Any, volume: Any, lost: int) -> tuple[str, str]:
+    return (
+        _("{count} labeled voxels of '{labels}' lie outside of the volume '{volume}' and are left out.").format(
+            count=lost, labels=labels.GetName(), volume=volume.GetName()
+        ),
+        _("Check that it was drawn on this volume, and the transforms of both."),
+    )
 
 
 def _overlapping(node: Any, overlaps: Mapping[tuple[int, int], int], values: Mapping[str, int]) -> UserError:

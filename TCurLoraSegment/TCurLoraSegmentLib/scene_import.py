@@ -357,6 +357,8 @@ def _fill_segmentation(
     if before.ContainsRepresentation(surface):
         after.CreateRepresentation(surface, True)  # what is shown in 3D stays shown
     node.SetAndObserveSegmentation(after)
+    # An exchange is no event of any segment, so the Data module would go on listing those of before.
+    after.InvokeEvent(slicer.vtkSegmentation.SegmentModified)
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     node.SetNodeReferenceID(role, None if volume is None else volume.GetID())
     if node.GetDisplayNode() is None:

@@ -230,13 +230,19 @@ def _label_of_value(value: int, colors: slicer.vtkMRMLColorNode | None) -> Label
     name = ""
     if colors is not None and value < colors.GetNumberOfColors():
         name = _one_line(colors.GetColorName(value) or "")
-    if colors is None or name in ("", colors.GetNoName()):
+    if colors is None or not name or not _is_defined(colors, value, name):
         return Label(f"label {value}", (0.5, 0.5, 0.5), "", True)
     rgba = [0.5, 0.5, 0.5, 1.0]
     colors.GetColor(value, rgba)
     # Color tables carry terminology from Slicer 5.9 on.
     entry = colors.GetTerminologyAsString(value) if hasattr(colors, "GetTerminologyAsString") else ""
     return Label(name, (rgba[0], rgba[1], rgba[2]), entry if terminology_key(entry) else "", True)
+
+
+def _is_defined(colors: slicer.vtkMRMLColorNode, value: int, name: str) -> bool:
+    if hasattr(colors, "GetColorDefined"):  # from Slicer 5.9 on; the other way warns of itself there
+        return bool(colors.GetColorDefined(value))
+    return bool(name != colors.GetNoName())
 
 
 def _one_line(text: str) -> str:

@@ -21,6 +21,9 @@ RESULT = "result.json"
 STATE = "worker.pid"
 """File in a job's folder: number and start of its process, later how it ended where that was by the user's wish."""
 
+_LAUNCHER_SAYS = "exit abnormally - Report the problem"
+"""Slicer's Python is started by a launcher, whose own exit code hides the signal that ended Python."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +66,7 @@ class Outcome:
             return self._failed()
         if self.exit_code == 0:
             ending = "The worker ended without a result."
-        elif self.exit_code == -getattr(signal, "SIGKILL", 9):
+        elif self.exit_code == -getattr(signal, "SIGKILL", 9) or _LAUNCHER_SAYS in self.words:
             ending = "The system ended the worker, most likely because memory ran out. Close other programs, try again."
         else:
             ending = f"The worker ended unexpectedly (exit code {self.exit_code})."

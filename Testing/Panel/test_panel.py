@@ -17,6 +17,7 @@ from typing import Any
 import harness
 import numpy as np
 import slicer
+import vtk
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -78,6 +79,15 @@ class PanelCase(unittest.TestCase):
         return folder
 
 
+def move_away(volume: Any) -> None:
+    """Shift a simulated scan so far that a part of its labels lies outside of it."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    for axis in range(3):
+        matrix.SetElement(axis, 3, matrix.GetElement(axis, 3) + 20 * matrix.GetElement(axis, 1))
+    volume.SetIJKToRASMatrix(matrix)
+
+
 def ends(pid: int, timeout_s: float = 20) -> bool:
     """Wait for a process to end."""
     deadline = time.monotonic() + timeout_s
@@ -108,6 +118,22 @@ class LifeTest(PanelCase):
         self.assertEqual(self.ui.scansTable.rowCount, 0)
         harness.enter_module(self.widget)
         self.assertEqual(self.ui.scansTable.rowCount, 1)
+
+    def test_a_scene_that_is_read_into_this_one_brings_its_choices(self) -> None:
+        volume, _labels = add_scan("scan 1", 1)
+        self.ui.inputSelector.setCurrentNode(volume)
+        harness.process_events()
+        file = str(self.folder / "scene.mrb")
+        self.assertTrue(slicer.util.saveScene(file, {}))
+        slicer.util.loadScene(file, {})
+        harness.process_events()
+        self.assertEqual(len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")), 2)
+        chosen = self.panel.parameters.get_node("input")
+        self.assertIsNotNone(chosen)
+        self.assertEqual(self.ui.inputSelector.currentNode(), chosen)
+        self.ui.inputSelector.setCurrentNode(None)
+        harness.process_events()
+        self.assertIsNone(self.panel.parameters.get_node("input"))
 
 
 class BaseModelTest(PanelCase):
@@ -140,13 +166,16 @@ class CasesTest(PanelCase):
         segment = empty.GetSegmentation().GetNthSegmentID(0)
         slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((40, 56, 40), np.uint8), empty, segment)
         lone = slicer.util.addVolumeFromArray(np.ones((4, 4, 4)), name="lone")
+        cut, _ = add_scan("cut", 4)
+        move_away(cut)
         self.ui.addFromSceneButton.click()
         self.assertIn(lone.GetName(), self.ui.casesMessage.text)
-        self.assertEqual(self.ui.casesTable.rowCount, 3)
+        self.assertEqual(self.ui.casesTable.rowCount, 4)
         self.ui.checkCasesButton.click()
         harness.wait_until(lambda: self.ui.checkCasesButton.enabled, timeout_s=120)
-        states = {self.cell(self.ui.casesTable, row, 1): self.cell(self.ui.casesTable, row, 3) for row in range(3)}
+        states = {self.cell(self.ui.casesTable, row, 1): self.cell(self.ui.casesTable, row, 3) for row in range(4)}
         self.assertEqual(states["good"], "ready")
+        self.assertRegex(states["cut"], r"\d+ labeled voxels of 'cut segmentation' lie outside of the volume 'cut'")
         self.assertIn("constant", states["constant"])
         self.assertNotEqual(states["empty"], "ready")
         self.assertIn("2 problems", self.ui.casesMessage.text)
@@ -168,6 +197,26 @@ class CasesTest(PanelCase):
         combo.setCurrentIndex(titles.index("leave out"))
         harness.process_events(0.1)
         self.assertNotIn("--map", self.panel.adapt_settings().arguments(Path("d"), Path("o"), Path("j")))
+
+    def test_mapping_goes_by_terminology_where_the_base_model_has_one(self) -> None:
+        entry = "list~SCT^123037004^Anatomical Structure~SCT^5366008^Hippocampus~{}~codes~^^~^^"
+        parts = {"anterior hippocampus": "SCT^255549009^Anterior", "posterior hippocampus": "SCT^255551008^Posterior"}
+        terminology = {name: entry.format(modifier) for name, modifier in parts.items()}
+        self.panel.models = [{**self.panel.models[0], "terminology": terminology}]
+        _volume, labels = add_scan("a", 1)
+        segment = labels.GetSegmentation().GetNthSegment(0)
+        segment.SetName("Struktur 1")
+        segment.SetTag(segment.GetTerminologyEntryTagName(), terminology["posterior hippocampus"])
+        self.ui.addFromSceneButton.click()
+        combo = self.ui.structuresTable.cellWidget(0, 1)
+        self.assertEqual(combo.currentText, "by terminology: posterior hippocampus")
+        self.assertEqual(dict(self.panel.adapt_settings().mapping), {"Struktur 1": ["posterior hippocampus"]})
+        combo.setCurrentIndex(combo.findText("anterior hippocampus"))
+        harness.process_events(0.1)
+        self.assertEqual(dict(self.panel.adapt_settings().mapping), {"Struktur 1": ["anterior hippocampus"]})
+        self.ui.casesTable.selectRow(0)
+        self.ui.removeCaseButton.click()
+        self.assertEqual(dict(self.panel.adapt_settings().mapping), {}, "a structure of no case is not mapped")
 
     def test_unchecked_and_deleted_cases_are_not_used(self) -> None:
         first, _ = add_scan("a", 1)
@@ -268,6 +317,15 @@ class ResultTest(PanelCase):
         self.assertIn(slicer.app.applicationLogic().GetSelectionNode().GetActiveTableID(), tables)
         self.assertEqual(self.panel.parameters.get("name"), "worse 2")
         self.assertFalse(self.ui.plotLabel.pixmap.isNull())
+
+    def test_labels_that_were_cut_off_are_told_with_the_result(self) -> None:
+        cut, _labels = add_scan("cut", 4)
+        move_away(cut)
+        self.start_adapting("a")
+        self.wait_for_end()
+        self.assertIn("'a' is ready", self.ui.stageLabel.text)
+        self.assertIn("labeled voxels of 'cut segmentation'", self.ui.stageLabel.text)
+        self.assertNotIn("'scan 0", self.ui.stageLabel.text)
 
     def test_a_scene_closed_meanwhile_gets_no_nodes_of_the_old_one(self) -> None:
         self.start_adapting("worse")

@@ -89,6 +89,13 @@ class EngineTest(unittest.TestCase):
             self.assertEqual(environment["PYTHONUTF8"], "1")
             self.assertEqual(dict(os.environ), before)
 
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere arguments do not depend on the locale")
+    def test_own_python_takes_arguments_of_any_characters(self) -> None:
+        engine = Engine(Path("python"), own=True)
+        for locale, expected in (({}, "C.UTF-8"), ({"LANG": "C"}, "C.UTF-8"), ({"LANG": "de_DE.UTF-8"}, None)):
+            with patch.dict(os.environ, locale, clear=True):
+                self.assertEqual(engine.environment().get("LC_ALL"), expected)
+
     def test_other_python_sees_the_environment_of_before_slicer(self) -> None:
         with patch.dict(os.environ, SLICER, clear=True):
             environment = Engine(Path("python"), own=False).environment()

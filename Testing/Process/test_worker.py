@@ -257,6 +257,21 @@ class WorkerTest(unittest.TestCase):
         self.assertFalse(outcome.cancelled)
         self.assertIn("memory", outcome.sentence())
 
+    @unittest.skipUnless(POSIX, "signals")
+    def test_signals_are_told_apart_through_the_launcher_of_slicers_python(self) -> None:
+        outcome = self.run_script(
+            """
+            if len(sys.argv) > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            child = [sys.executable, sys.argv[0], "child"]
+            if subprocess.call(child) < 0:
+                print("error: [python-real] exit abnormally - Report the problem.", file=sys.stderr)
+                sys.exit(1)
+            """
+        )
+        self.assertEqual(outcome.exit_code, 1)
+        self.assertIn("memory", outcome.sentence())
+
     def test_some_scans_failed_is_told_with_a_reason(self) -> None:
         outcome = self.run_script(
             """

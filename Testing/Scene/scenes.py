@@ -13,6 +13,8 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from TCurLoraSegmentLib.self_test import foreign
+
 LIVER = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
     "~SCT^10200004^Liver~^^~Anatomic codes - DICOM master list~^^~^^"
@@ -56,7 +58,7 @@ class SceneTest(unittest.TestCase):
         slicer.mrmlScene.Clear(0)
         temporary = tempfile.TemporaryDirectory()
         self.addCleanup(temporary.cleanup)
-        self.folder = Path(temporary.name) / "Ordner für 海馬 scans"
+        self.folder = Path(temporary.name) / foreign("Ordner für 海馬 scans", "folder of scans")
         self.folder.mkdir()
 
     def tearDown(self) -> None:

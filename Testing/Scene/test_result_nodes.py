@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from scenes import SceneTest, hierarchy
 
 from TCurLoraSegmentLib.result_nodes import report_nodes
+from TCurLoraSegmentLib.self_test import foreign
 
 # The report comes from the engine itself, in a process of its own as always.
 REPORT = """
@@ -130,7 +131,7 @@ class ReportNodesTest(SceneTest):
         nodes = report_nodes(self.report, "hippocampus Ä", NODE_NAMES)
         names = (nodes.table.GetName(), nodes.chart.GetName())
         gains = self.column(nodes.table, "Dice gain")
-        bundle = self.folder / "Bericht ü.mrb"
+        bundle = self.folder / foreign("Bericht ü.mrb", "report.mrb")
         self.assertTrue(slicer.util.saveScene(str(bundle), {}))
         slicer.mrmlScene.Clear(0)
         slicer.util.loadScene(str(bundle), {})

@@ -17,6 +17,7 @@ import slicer
 from TCurLoraSegmentLib import sample_data
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.scene_cases import pair_scene, structures_of, subject_of
+from TCurLoraSegmentLib.self_test import foreign
 
 
 class RecordedLogic:
@@ -31,7 +32,7 @@ class RecordedLogic:
 class SampleDataTest(unittest.TestCase):
     def setUp(self) -> None:
         slicer.mrmlScene.Clear(0)
-        scratch = tempfile.TemporaryDirectory(prefix="Beispiel ü 例 ")
+        scratch = tempfile.TemporaryDirectory(prefix=foreign("Beispiel ü 例 ", "sample "))
         self.addCleanup(scratch.cleanup)
         self.addCleanup(slicer.mrmlScene.Clear, 0)
         self.folder = Path(scratch.name)

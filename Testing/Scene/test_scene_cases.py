@@ -28,7 +28,9 @@ from scenes import (
 from TCurLoraSegmentLib.scene_cases import (
     RESULT_ATTRIBUTE,
     CasePair,
+    SceneStructure,
     accept_labels,
+    matched_by_terminology,
     pair_scene,
     structures_of,
     subject_of,
@@ -229,6 +231,30 @@ class StructuresTest(SceneTest):
         missing = pair(add_volume(), gone)
         slicer.mrmlScene.RemoveNode(gone)
         self.assertEqual([s.name for s in structures_of([missing, pair(half, half), pair(good, good)])], ["A"])
+
+
+class TerminologyTest(unittest.TestCase):
+    HIPPOCAMPUS = (
+        "Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure"
+        "~SCT^5366008^Hippocampus~^^~Anatomic codes - DICOM master list~^^~^^"
+    )
+    ANTERIOR = HIPPOCAMPUS.replace("Hippocampus~^^", "Hippocampus~SCT^255549009^Anterior")
+    POSTERIOR = HIPPOCAMPUS.replace("Hippocampus~^^", "Hippocampus~SCT^255551008^Posterior")
+    LEFT = HIPPOCAMPUS.replace("Hippocampus~^^", "Hippocampus~SCT^7771000^Left")
+
+    def matched(self, terminology: str) -> list[str]:
+        base = {"vorne": self.ANTERIOR, "hinten": self.POSTERIOR, "Leber": LIVER, "ohne": ""}
+        return matched_by_terminology(SceneStructure("海馬", (1, 0, 0), terminology, 1, ("海馬",)), base)
+
+    def test_same_codes_then_parts(self):
+        self.assertEqual(self.matched(self.POSTERIOR), ["hinten"])
+        self.assertEqual(self.matched(self.POSTERIOR.replace("Posterior", "hinterer Teil")), ["hinten"])
+        self.assertEqual(self.matched(self.HIPPOCAMPUS), ["vorne", "hinten"])
+        self.assertEqual(self.matched(LIVER), ["Leber"])
+
+    def test_what_does_not_tell_matches_nothing(self):
+        for entry in ("", TISSUE, LEFT_KIDNEY, self.LEFT):
+            self.assertEqual(self.matched(entry), [])
 
 
 class SubjectTest(SceneTest):

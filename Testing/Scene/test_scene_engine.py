@@ -34,6 +34,7 @@ import TCurLoraSegmentLib
 from TCurLoraSegmentLib.scene_cases import pair_scene
 from TCurLoraSegmentLib.scene_export import export_cases
 from TCurLoraSegmentLib.scene_import import capture, import_segmentation
+from TCurLoraSegmentLib.self_test import foreign
 
 EXTENSION = Path(TCurLoraSegmentLib.__file__).resolve().parents[1]
 
@@ -99,9 +100,9 @@ class EngineTest(SceneTest):
             truth[volume.GetName()] = (volume, head, tail)
         pairs, notes = pair_scene()
         self.assertEqual((len(pairs), notes), (5, []))
-        export = export_cases(pairs, self.folder / "cases ü")
+        export = export_cases(pairs, self.folder / foreign("cases ü", "cases"))
         self.assertEqual(export.problems, ())
-        seen = self.engine(export.folder, self.folder / "results 海")
+        seen = self.engine(export.folder, self.folder / foreign("results 海", "results"))
         self.assertEqual(seen["findings"], [])
         self.assertEqual([s["name"] for s in seen["structures"]], ["Kopf ü 海馬", "Schwanz"])
         self.assertEqual(seen["structures"][1]["terminology"].strip(), LIVER)
@@ -109,7 +110,7 @@ class EngineTest(SceneTest):
         for case, node_name in export.node_names.items():
             volume, head, tail = truth[node_name]
             self.assertEqual(seen["voxels"][case], {"Kopf ü 海馬": head.sum(), "Schwanz": tail.sum()})
-            file = self.folder / "results 海" / f"{case}.seg.nrrd"
+            file = self.folder / foreign("results 海", "results") / f"{case}.seg.nrrd"
             placement = capture(volume)
             as_labelmap = case == "case-02"
             imported = import_segmentation(file, placement, seen["structures"], "neu", as_labelmap=as_labelmap)
@@ -149,7 +150,7 @@ class EngineTest(SceneTest):
             mask = np.zeros(SIZE[::-1], bool)
             mask[3 : 6 + number] = True
             add_segmentation(f"s{number}", matrix_of(volume), {"Hippocampus": mask}, volume)
-        export = export_cases(pair_scene()[0], self.folder / "Fälle")
+        export = export_cases(pair_scene()[0], self.folder / foreign("Fälle", "cases"))
         command = [python(), str(EXTENSION / "tcurlora" / "__main__.py"), "check", "--base", "hippocampus_t1_unetr"]
         done = subprocess.run([*command, "--data", str(export.folder), "--json"], capture_output=True, check=False)
         text = done.stdout.decode() + done.stderr.decode()

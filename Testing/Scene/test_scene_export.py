@@ -175,6 +175,40 @@ class ExportLabelsTest(SceneTest):
         labels = add_segmentation("seg", moved, {"A": mask}, volume, first=(-7, 22, 1))
         np.testing.assert_array_equal(self.exported(labels, volume, {"A": 1}), expected)
 
+    def test_voxels_outside_of_the_volume_are_counted(self):
+        file = self.folder / "labels.seg.nrrd"
+        volume = add_volume(matrix=oblique())
+        mask = np.random.default_rng(1).random((10, 12, 9)) < 0.5  # k, j, i
+        kept = int(mask[:, :5, 4:].sum())
+        labels = add_segmentation("seg", oblique(), {"A": mask, "left out": mask}, volume, first=(-4, 15, 3))
+        self.assertEqual(export_labels(labels, volume, file, {"A": 1}), mask.sum() - kept)
+        inside = add_segmentation("seg", oblique(), {"A": np.ones(SIZE[::-1], bool)}, volume)
+        self.assertEqual(export_labels(inside, volume, file, {"A": 1}), 0)
+        # On a grid of half the size, whose voxels lie on both sides of the volume's first face.
+        fine = oblique() @ np.diag([0.5, 0.5, 0.5, 1.0])
+        fine[:, 3] = oblique() @ [-2.75, 4.25, 4.25, 1]
+        labels = add_segmentation("seg", fine, {"A": np.ones((8, 8, 16), bool)}, volume)
+        self.assertEqual(export_labels(labels, volume, file, {"A": 1}), 8 * 8 * 5)
+        for node in (volume, labels):  # one bent transform above both, which changes nothing
+            node.SetAndObserveTransformNodeID(add_bent_transform((0, 0, 0), name=node.GetName()).GetID())
+        labels.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        self.assertEqual(export_labels(labels, volume, file, {"A": 1}), 8 * 8 * 5)
+
+    def test_voxels_of_a_surface_outside_of_the_volume_are_counted(self):
+        volume = add_volume(matrix=straight())
+        source = vtk.vtkSphereSource()
+        source.SetCenter(*(straight() @ [0, 10, 8, 1])[:3])  # in the middle of the volume's first face
+        source.SetRadius(6)
+        source.SetPhiResolution(24)
+        source.SetThetaResolution(24)
+        source.Update()
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Kugel")
+        node.SetSourceRepresentationToClosedSurface()
+        node.AddSegmentFromClosedSurfaceRepresentation(source.GetOutput(), "A", [1, 0, 0])
+        half = 2 / 3 * np.pi * 6**3 / (1.25 * 1.25 * 1.5)
+        lost = export_labels(node, volume, self.folder / "labels.seg.nrrd", {"A": 1})
+        self.assertLess(abs(lost / half - 1), 0.25)
+
     def test_shared_layers_and_values_above_255(self):
         volume = add_volume()
         voxels = np.random.default_rng(1).integers(0, 3, SIZE[::-1]) * 500
@@ -448,6 +482,20 @@ class ExportCasesTest(SceneTest):
         written = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
         expected = ["cases.csv", "dataset.json", "images/case-01.nrrd", "images/case-04.nrrd"]
         self.assertEqual(written, [*expected, "labels/case-01.seg.nrrd", "labels/case-04.seg.nrrd"])
+
+    def test_a_case_that_loses_labels_is_named_and_written(self):
+        mask = np.ones(SIZE[::-1], bool)
+        pairs = []
+        for name, first in (("ganz", (0, 0, 0)), ("halb ü", (12, 0, 0))):
+            volume = add_volume(name)
+            labels = add_segmentation(f"{name} seg", straight(), {"A": mask}, volume, first=first)
+            pairs.append(CasePair(volume.GetID(), labels.GetID()))
+        export = export_cases(pairs, self.folder / "cases")
+        self.assertEqual((len(export.cases), export.problems), (2, ()))
+        (warning,) = export.warnings
+        self.assertEqual(warning.pair, pairs[1])
+        self.assertIn(f"{mask.size // 2} labeled voxels of 'halb ü seg'", warning.message)
+        self.assertIn("outside of the volume 'halb ü'", warning.message)
 
     def test_a_scan_that_cannot_be_written_leaves_no_labels_behind(self):
         volume = add_volume()

@@ -37,6 +37,7 @@ from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.scene_cases import RESULT_ATTRIBUTE
 from TCurLoraSegmentLib.scene_export import export_labels, export_volume
 from TCurLoraSegmentLib.scene_import import Placement, capture, import_segmentation, import_uncertainty
+from TCurLoraSegmentLib.self_test import foreign
 
 STRUCTURES = [
     {"name": "Leber ü", "value": 2, "color": [0.9, 0.1, 0.2], "terminology": LIVER},
@@ -103,6 +104,12 @@ class ImportTest(SceneTest):
             gaps = np.linalg.norm(here[:, None] - there, axis=2)
             self.assertLess(max(gaps.min(axis=0).max(), gaps.min(axis=1).max()), 1e-4)
 
+    def listed(self, node) -> list[str]:
+        """The segments that the Data module shows under the node."""
+        tree, children = hierarchy(), vtk.vtkIdList()
+        tree.GetItemChildren(tree.GetItemByDataNode(node), children)
+        return [tree.GetItemName(children.GetId(number)) for number in range(children.GetNumberOfIds())]
+
     def node_ids(self) -> set:
         scene = slicer.mrmlScene
         return {scene.GetNthNode(n).GetID() for n in range(scene.GetNumberOfNodes())}
@@ -116,6 +123,7 @@ class ImportSegmentationTest(ImportTest):
             node = imported.node
             self.assertEqual(imported.warnings, ())
             self.assertEqual(list(self.segments(node)), ["Leber ü", "海馬", "nie gefunden"])
+            self.assertEqual(self.listed(node), ["Leber ü", "海馬", "nie gefunden"])
             self.assertResult(node, matrix)
             liver = self.segments(node)["Leber ü"]
             np.testing.assert_allclose(liver.GetColor(), (0.9, 0.1, 0.2))
@@ -361,7 +369,7 @@ class ImportSegmentationTest(ImportTest):
             volume.SetAndObserveTransformNodeID(parent.GetID())
             put_into_study(volume, add_study())
             import_segmentation(self.result(volume), capture(volume), STRUCTURES, NAME, as_labelmap=as_labelmap)
-            bundle = self.folder / "Szene ü.mrb"
+            bundle = self.folder / foreign("Szene ü.mrb", "scene.mrb")
             self.assertTrue(slicer.util.saveScene(str(bundle), {}))
             slicer.mrmlScene.Clear(0)
             slicer.util.loadScene(str(bundle), {})
@@ -402,6 +410,7 @@ class OutputNodeTest(ImportTest):
         self.assertEqual(self.node_ids(), before)
         self.assertEqual((old.GetID(), old.GetName(), old.GetDisplayNodeID()), identity)
         self.assertEqual(list(self.segments(old)), ["Leber ü", "海馬", "nie gefunden"])
+        self.assertCountEqual(self.listed(old), ["Leber ü", "海馬", "nie gefunden"])
         self.assertResult(old, oblique())
         self.assertEqual(old.GetSegmentation().GetSegmentIdBySegmentName("Leber ü"), kept_id)
         self.assertAlmostEqual(display.GetOpacity2DFill(), 0.2)

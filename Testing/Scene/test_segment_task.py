@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import slicer
@@ -22,6 +24,10 @@ class SegmentTaskTest(unittest.TestCase):
     def setUp(self) -> None:
         scratch = tempfile.TemporaryDirectory()
         self.addCleanup(scratch.cleanup)
+        # In Slicer the folder of jobs is the user's own, and may hold some.
+        home = mock.patch.dict(os.environ, TCURLORA_HOME=str(Path(scratch.name) / "home"))
+        home.start()
+        self.addCleanup(home.stop)
         self.python = Path(scratch.name) / "python"
         self.volume = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6), np.float32), name="scan")
 

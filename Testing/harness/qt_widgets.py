@@ -379,16 +379,23 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
             if combo is not None and isValid(combo):
                 combo._fill()
 
+        def rebuild(*_: Any) -> None:
+            """After an import the original makes its list anew, and loses what was selected."""
+            combo = me()
+            if combo is not None and isValid(combo):
+                combo._select(None)
+                combo._fill()
+
         tags = [
             scene.AddObserver(event, refresh)
             for event in (
                 scene.NodeAddedEvent,
                 scene.NodeRemovedEvent,
                 scene.EndCloseEvent,
-                scene.EndImportEvent,
                 scene.EndBatchProcessEvent,
             )
         ]
+        tags.append(scene.AddObserver(scene.EndImportEvent, rebuild))
         self.destroyed.connect(lambda *_: [scene.RemoveObserver(tag) for tag in tags])
         if self._requested:
             self.setCurrentNodeID(self._requested)

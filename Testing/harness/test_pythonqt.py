@@ -299,6 +299,21 @@ class WidgetsTest(unittest.TestCase):
         self.assertIsNone(combo.currentNode())
         self.assertEqual(heard, [volume, None])
 
+    def test_node_combo_box_loses_its_node_when_a_scene_is_read_into_this_one(self) -> None:
+        combo = slicer.qMRMLNodeComboBox()
+        combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+        combo.noneEnabled = True
+        combo.setMRMLScene(slicer.mrmlScene)
+        combo.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"))
+        heard: list[Any] = []
+        combo.connect("currentNodeChanged(vtkMRMLNode*)", heard.append)
+        slicer.mrmlScene.SetLoadFromXMLString(1)
+        self.addCleanup(slicer.mrmlScene.SetLoadFromXMLString, 0)
+        slicer.mrmlScene.SetSceneXMLString("<MRML></MRML>")
+        slicer.mrmlScene.Import()
+        self.assertEqual(heard, [None])
+        self.assertEqual(combo.nodeCount(), 1)
+
     def test_collapsible_button(self) -> None:
         button = ctk.ctkCollapsibleButton()
         button.text = "Advanced"

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import slicer
@@ -94,6 +95,28 @@ class SceneTest(unittest.TestCase):
         self.assertFalse(self.items.GetItemByDataNode(hidden))
         slicer.mrmlScene.RemoveNode(volume)
         self.assertFalse(self.items.GetItemByDataNode(volume))
+
+    def segments_listed(self, node: Any) -> list[str]:
+        children = vtk.vtkIdList()
+        self.items.GetItemChildren(self.items.GetItemByDataNode(node), children)
+        return [self.items.GetItemName(children.GetId(number)) for number in range(children.GetNumberOfIds())]
+
+    def test_items_of_segments_come_and_go_with_events_of_the_segmentation(self) -> None:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        node.CreateDefaultDisplayNodes()
+        segmentation = node.GetSegmentation()
+        first = segmentation.AddEmptySegment("", "海馬")
+        segmentation.AddEmptySegment("", "b")
+        self.assertEqual(self.segments_listed(node), ["海馬", "b"])
+        segmentation.RemoveSegment(first)
+        segmentation.GetNthSegment(0).SetName("c")
+        self.assertEqual(self.segments_listed(node), ["c"])
+        other = slicer.vtkSegmentation()
+        other.AddEmptySegment("", "d")
+        node.SetAndObserveSegmentation(other)
+        self.assertEqual(self.segments_listed(node), ["c"])
+        other.InvokeEvent(other.SegmentModified)
+        self.assertEqual(self.segments_listed(node), ["d"])
 
     def test_closing_the_scene_is_heard_and_leaves_nothing(self) -> None:
         heard: list[str] = []

@@ -59,7 +59,7 @@ class AdaptSection:
         """What the parameter node says."""
         get = self._panel.parameters.get
         keys = ("base", "name", "minutes", "device", "cross_validation", "method", "rank", "steps", "folds", "seed")
-        return AdaptSettings(**{key: get(key) for key in keys}, mapping=get("mapping"))
+        return AdaptSettings(**{key: get(key) for key in keys}, mapping=self._panel.cases_section.mapping())
 
     def scene_closed(self) -> None:
         """The scene of the cases is gone: names of its volumes must not appear in the next one."""
@@ -219,7 +219,7 @@ class AdaptSection:
     def _on_finished(self, adapted: Adapted) -> None:
         self._task = None
         if adapted.outcome.ok and adapted.report is not None:
-            self._stage(_("The adapter '{name}' is ready.").format(name=adapted.name))
+            self._stage("\n".join([_("The adapter '{name}' is ready.").format(name=adapted.name), *adapted.warnings]))
             self._panel.parameters.set("model", adapted.name)
             self._panel.parameters.set("name", free_name(adapted.name, [*self._names(), adapted.name]))
             names = {} if self._scene_is_gone else adapted.case_names

@@ -15,7 +15,8 @@ from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.jobs import Job, new_job
 from TCurLoraSegmentLib.parameters import CaseRow
 from TCurLoraSegmentLib.requests import LEAVE_OUT, NEW, map_arguments
-from TCurLoraSegmentLib.scene_cases import CasePair, pair_scene, structures_of
+from TCurLoraSegmentLib.scene_cases import CasePair, matched_by_terminology, pair_scene, structures_of
+from TCurLoraSegmentLib.scene_labels import normalized
 from TCurLoraSegmentLib.widgets.tables import fill, is_checked, set_checked
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class CasesSection:
         self._ui = ui = panel.ui
         self._states: dict[CasePair, list[str]] = {}
         self._matched: dict[str, list[str]] = {}
+        self._names: list[str] = []
+        self._by_terminology: dict[str, list[str]] = {}
         self._choices: list[tuple[str, list[list[str]]]] = []
         self._combos: list[qt.QComboBox] = []
         self._filling = False
@@ -42,6 +45,14 @@ class CasesSection:
     def chosen(self) -> list[CasePair]:
         """The pairs that are complete and have a check mark."""
         return [row.pair for row in self._panel.parameters.cases() if row.use and all(_nodes(row.pair))]
+
+    def mapping(self) -> dict[str, list[str]]:
+        """What the structures of the chosen cases are in the base: as the user says, else by terminology.
+
+        What is not named is left to the engine, which goes by name.
+        """
+        chosen = {**self._by_terminology, **self._panel.parameters.get("mapping")}
+        return {name: list(sources) for name, sources in chosen.items() if name in self._names}
 
     def add(self, pairs: Sequence[CasePair]) -> int:
         """Add pairs that are not in the table yet; a volume's new segmentation takes the place of its old one.
@@ -98,6 +109,7 @@ class CasesSection:
             self._say(str(error))
             return
         unusable = {problem.pair: [f"{problem.message} {problem.remedy}"] for problem in export.problems}
+        warned = {warning.pair: f"{warning.message} {warning.remedy}" for warning in export.warnings}
         usable = {
             case.name: pair for case, pair in zip(export.cases, (p for p in pairs if p not in unusable), strict=True)
         }
@@ -112,7 +124,7 @@ class CasesSection:
 
         def answered(report: Mapping[str, Any]) -> None:
             self._done(job)
-            self._states = {**unusable, **{pair: [] for pair in usable.values()}}
+            self._states = {**unusable, **{p: [warned[p]] if p in warned else [] for p in usable.values()}}
             self._show_report(report, usable)
 
         def failed(error: UserError) -> None:
@@ -120,7 +132,7 @@ class CasesSection:
             self._say(str(error))
 
         options = ["--base", str(parameters.get("base")), "--data", str(job.inputs)]
-        options += map_arguments(parameters.get("mapping"))
+        options += map_arguments(self.mapping())
         self._panel.query("check", *options, on_answer=answered, on_error=failed)
 
     def _done(self, job: Job) -> None:
@@ -190,10 +202,18 @@ class CasesSection:
         base = self._panel.base_model_section.current()
         base_names = [str(name) for name in (base or {}).get("structures", ())]
         try:
-            names = [structure.name for structure in structures_of(self.chosen())]
+            structures = structures_of(self.chosen())
         except UserError as error:
             self._say(str(error))
-            names = []
+            structures = []
+        names = self._names = [structure.name for structure in structures]
+        terminology = {str(name): str(entry) for name, entry in (base or {}).get("terminology", {}).items()}
+        same_name = {normalized(name) for name in base_names}
+        self._by_terminology = {
+            structure.name: found
+            for structure in structures
+            if normalized(structure.name) not in same_name and (found := matched_by_terminology(structure, terminology))
+        }
         mapping = self._panel.parameters.get("mapping")
         table = self._ui.structuresTable
         visible = bool(names)
@@ -222,6 +242,8 @@ class CasesSection:
             self._combos.append(combo)
 
     def _automatic(self, name: str) -> str:
+        if name in self._by_terminology:
+            return _("by terminology: {names}").format(names=" + ".join(self._by_terminology[name]))
         if name not in self._matched:
             return _("by name")
         sources = self._matched[name]

@@ -55,10 +55,10 @@ class LivePlot:
         if len(self._losses) < 2 and not self._dice["adapted"]:
             return
         pixmap = qt.QPixmap(WIDTH, HEIGHT)
-        pixmap.fill(self._label.palette.color(qt.QPalette.Base))
+        palette = self._label.palette  # kept, because its colors are pointers into it
+        pixmap.fill(palette.color(qt.QPalette.Base))
         painter = qt.QPainter(pixmap)
-        text = self._label.palette.color(qt.QPalette.Text)
-        painter.setPen(text)
+        painter.setPen(palette.color(qt.QPalette.Text))
         painter.drawRect(0, 0, WIDTH - 1, HEIGHT - 1)
         if self._losses:
             painter.drawText(MARGIN, HEIGHT - MARGIN, _("loss {value:.3f}").format(value=self._losses[-1]))

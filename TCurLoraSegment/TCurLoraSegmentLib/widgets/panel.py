@@ -99,9 +99,14 @@ class Panel:
     def set_parameter_node(self, node: slicer.vtkMRMLScriptedModuleNode) -> None:
         """Work with the parameter node of another scene."""
         self.parameters = Parameters(node)
+        self.segment_section.selectors_count = True
         self.base_model_section.models_changed()
         self.segment_section.models_changed()
         self.refresh()
+
+    def scene_importing(self) -> None:
+        """A scene is being read: until `set_parameter_node`, what the selectors show is not the user's choice."""
+        self.segment_section.selectors_count = False
 
     def scene_closed(self) -> None:
         """Forget nodes of the scene that is gone; what runs goes on."""

@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 
 class SegmentSection:
-    """Starts, shows and cancels segmentations, one at a time."""
+    """Starts, shows and cancels segmentations, one at a time.
+
+    Attributes:
+        selectors_count: whether a change of the node selectors is the user's. They lose their node when a scene is
+            read, because they list all nodes anew.
+    """
 
     def __init__(self, panel: Panel) -> None:
+        self.selectors_count = True
         self._panel = panel
         self._ui = ui = panel.ui
         self._task: SegmentTask | None = None
@@ -147,8 +153,9 @@ class SegmentSection:
             self._store("model", self._models[index][0])
 
     def _on_node(self, role: str, node: slicer.vtkMRMLNode | None) -> None:
-        self._panel.parameters.set_node(role, node)
-        self._panel.refresh_later()
+        if self.selectors_count:
+            self._panel.parameters.set_node(role, node)
+            self._panel.refresh_later()
 
     def _on_scan_checked(self, _item: qt.QTableWidgetItem) -> None:
         if self._filling:
