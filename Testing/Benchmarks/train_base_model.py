@@ -19,6 +19,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -145,18 +146,72 @@ def augmentation() -> Compose:
     )
 
 
+def read_sets(
+    data: Path, split: dict[str, list[str]], patch: tuple[int, int, int]
+) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Read the cases of each set, normalized and padded to the patch."""
+    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), SpatialPadd(KEYS, patch)])
+    return {name: [prepare(case) for case in read(data, files)] for name, files in split.items()}
+
+
+def train(
+    model: torch.nn.Module,
+    training: list[dict[str, torch.Tensor]],
+    validation: list[dict[str, torch.Tensor]],
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Train; yield the averaged weights, as float16, each time that they are the best on the validation set so far."""
+    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+    augment = augmentation()
+    augment.set_random_state(seed)
+    order = random.Random(seed)
+    queue: list[dict[str, torch.Tensor]] = []
+    best, losses, started = -1.0, [], time.monotonic()
+    for step in range(1, steps + 1):
+        if len(queue) < batch:
+            queue = list(training)
+            order.shuffle(queue)
+        cases = [augment(queue.pop()) for _ in range(batch)]
+        model.train()
+        image = torch.stack([case["image"] for case in cases]).to(memory_format=torch.channels_last_3d)
+        loss = loss_function(model(image), torch.stack([case["label"] for case in cases]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(model)
+        losses.append(loss.item())
+        if step % 250 == 0 or step == steps:
+            reached = dice(average.module, validation)
+            minutes = (time.monotonic() - started) / 60
+            print(f"{step} {minutes:.1f} min, loss {np.mean(losses[-250:]):.4f}, validation {reached}", flush=True)
+            score = sum(reached.values()) / len(reached)
+            if score > best:
+                best = score
+                yield {k: v.half().contiguous() for k, v in average.module.state_dict().items()}
+
+
 def dice(model: torch.nn.Module, cases: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Mean Dice per structure and of the whole hippocampus (both structures merged)."""
+    """Mean Dice of the whole hippocampus, and of its two parts where the model tells them apart."""
     model.eval()
     per_structure, whole = DiceMetric(include_background=False), DiceMetric(include_background=False)
     with torch.no_grad():
         for case in cases:
-            predicted = model(case["image"][None]).argmax(1, keepdim=True)
-            truth = case["label"][None]
-            per_structure(one_hot(predicted, 3), one_hot(truth, 3))
+            logits = model(case["image"][None])
+            predicted, truth = logits.argmax(1, keepdim=True), case["label"][None]
+            per_structure(one_hot(predicted, logits.shape[1]), one_hot(truth, logits.shape[1]))
             whole(one_hot((predicted > 0).long(), 2), one_hot((truth > 0).long(), 2))
-    anterior, posterior = per_structure.get_buffer().mean(0).tolist()
-    return {"anterior": anterior, "posterior": posterior, "whole": whole.get_buffer().mean().item()}
+    reached = {"whole": whole.get_buffer().mean().item()}
+    parts = per_structure.get_buffer().mean(0).tolist()
+    return reached if len(parts) == 1 else {"anterior": parts[0], "posterior": parts[1], **reached}
 
 
 def install(trained: Path) -> None:
@@ -202,47 +257,14 @@ def main() -> None:
         parser.error("--data is needed for training")
 
     torch.set_num_threads(args.threads)
-    set_determinism(args.seed)
     split = split_by_subject(args.data / "cases.csv", args.seed)
-    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), SpatialPadd(KEYS, PATCH)])
-    sets = {name: [prepare(case) for case in read(args.data, files)] for name, files in split.items()}
+    sets = read_sets(args.data, split, PATCH)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "split.json").write_text(json.dumps(split, indent=1) + "\n", encoding="utf-8")
-
-    model = UNETR(**NETWORK).to(memory_format=torch.channels_last_3d)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-    augment = augmentation()
-    augment.set_random_state(args.seed)
-    order = random.Random(args.seed)
-    queue: list[dict[str, torch.Tensor]] = []
-    best, losses, started = -1.0, [], time.monotonic()
-    for step in range(1, args.steps + 1):
-        if len(queue) < args.batch:
-            queue = list(sets["train"])
-            order.shuffle(queue)
-        batch = [augment(queue.pop()) for _ in range(args.batch)]
-        model.train()
-        image = torch.stack([case["image"] for case in batch]).to(memory_format=torch.channels_last_3d)
-        loss = loss_function(model(image), torch.stack([case["label"] for case in batch]))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(model)
-        losses.append(loss.item())
-        if step % 250 == 0 or step == args.steps:
-            reached = dice(average.module, sets["validation"])
-            minutes = (time.monotonic() - started) / 60
-            print(f"{step} {minutes:.1f} min, loss {np.mean(losses[-250:]):.4f}, validation {reached}", flush=True)
-            score = (reached["anterior"] + reached["posterior"] + reached["whole"]) / 3
-            if score > best:
-                best = score
-                weights = {k: v.half().contiguous() for k, v in average.module.state_dict().items()}
-                save_file(weights, args.out / "model.safetensors")
+    set_determinism(args.seed)
+    model = UNETR(**NETWORK)
+    for weights in train(model, sets["train"], sets["validation"], args.steps, args.batch, args.lr, args.seed):
+        save_file(weights, args.out / "model.safetensors")
 
     final = UNETR(**NETWORK)
     final.load_state_dict({k: v.float() for k, v in weights.items()})
