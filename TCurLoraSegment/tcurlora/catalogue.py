@@ -18,6 +18,8 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,7 +59,8 @@ def list_models() -> list[dict[str, Any]]:
 
     Returns:
         For each the catalogue's entry (of an added model: name, title and structures) with `on_disk`, `path` (None
-        where it is not on disk) and `origin`: `shipped`, `downloaded` (also when it is still to be fetched) or `added`.
+        where it is not on disk), `origin`: `shipped`, `downloaded` (also when it is still to be fetched) or `added`,
+        and `terminology`: the terminology entry of each structure that its metadata.json gives one.
 
     Raises:
         InputError: when the catalogue is damaged.
@@ -236,20 +239,37 @@ def _located(entry: dict[str, Any]) -> dict[str, Any]:
     folder = path.parent / str(entry["folder"]) if shipped and path is not None else models_folder() / entry["name"]
     on_disk = _is_bundle(folder)
     origin = "shipped" if shipped else "downloaded"
-    return {**entry, "on_disk": on_disk, "path": str(folder) if on_disk else None, "origin": origin}
+    terminology = _terminology(_metadata(folder)) if on_disk else {}
+    place = {"on_disk": on_disk, "path": str(folder) if on_disk else None, "origin": origin}
+    return {**entry, **place, "terminology": terminology}
 
 
 def _added(folder: Path) -> dict[str, Any]:
-    title, structures = folder.name, []
-    try:
-        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        title = str(metadata.get("name") or folder.name)
+    metadata, structures = _metadata(folder), []
+    with suppress(KeyError, TypeError, AttributeError):
         channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()
         structures = [name for name in dict.fromkeys(map(str, channels)) if name.casefold() != "background"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # A damaged bundle stays in the list, so that it can be removed; loading it says what is wrong.
-    entry = {"name": folder.name, "title": title, "structures": structures}
-    return {**entry, "on_disk": True, "path": str(folder), "origin": "added"}
+    entry = {"name": folder.name, "title": str(metadata.get("name") or folder.name), "structures": structures}
+    place = {"on_disk": True, "path": str(folder), "origin": "added"}
+    return {**entry, **place, "terminology": _terminology(metadata)}
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What a bundle says of itself; nothing where it is damaged: it stays in the list, and loading it says why."""
+    try:
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _terminology(metadata: Mapping[str, Any]) -> dict[str, str]:
+    entries = metadata.get("structures")
+    return {
+        str(entry["name"]): entry["terminology"]
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("terminology"), str) and "name" in entry
+    }
 
 
 def _names() -> list[str]:

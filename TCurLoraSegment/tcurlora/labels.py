@@ -15,6 +15,7 @@ from tcurlora.errors import InputError
 
 BACKGROUND = "background"
 NEW = "new"
+SIDES = {"left", "right", "l", "r", "lh", "rh"}
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ def match_structures(
 ) -> dict[str, list[str]]:
     """Say for each structure of the site which structures of the base it consists of; none means it is new.
 
-    The explicit mapping decides first, then an equal name, then containment of words: the site's `hippocampus` is the
-    base's `anterior hippocampus` and `posterior hippocampus` together, and a site's `anterior hippocampus` starts
-    from a base's `hippocampus`.
+    The explicit mapping decides first, then an equal name, then equal words, then containment of words: the site's
+    `hippocampus` is the base's `anterior hippocampus` and `posterior hippocampus` together, and a site's `anterior
+    hippocampus` starts from a base's `hippocampus`. Where the base names no sides, those of the site are passed over:
+    `left hippocampus` is matched as `hippocampus` is.
 
     Args:
         site: names of the site's structures, without the background.
@@ -107,13 +109,19 @@ def match_structures(
         if name in matched:
             continue
         words = set(normalized(name).split())
-        if normalized(name) in base_by_name:
-            matched[name] = [base_by_name[normalized(name)]]
-        else:
-            parts = [b for b in base if words and words < set(normalized(b).split())]
-            wholes = [b for b in base if normalized(b) and set(normalized(b).split()) < words]
-            matched[name] = parts or (wholes if len(wholes) == 1 else [])
+        found = [base_by_name[normalized(name)]] if normalized(name) in base_by_name else _by_words(words, base)
+        if not found and not any(SIDES & set(normalized(b).split()) for b in base):
+            found = _by_words(words - SIDES, base)
+        matched[name] = found
     return {name: matched[name] for name in site}
+
+
+def _by_words(words: set[str], base: Sequence[str]) -> list[str]:
+    words_of = {name: set(normalized(name).split()) for name in base}
+    same = [name for name in base if words and words_of[name] == words]
+    parts = [name for name in base if words and words < words_of[name]]
+    wholes = [name for name in base if words_of[name] and words_of[name] < words]
+    return same or parts or (wholes if len(wholes) == 1 else [])
 
 
 def plan_channels(matched: Mapping[str, Sequence[str]], base_channels: Sequence[str]) -> list[Channel]:

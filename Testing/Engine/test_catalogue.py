@@ -164,6 +164,35 @@ def test_the_shipped_catalogue_describes_the_default_model_completely() -> None:
     assert network_def["_target_"].endswith(entry["network"])
 
 
+def test_terminology_of_the_default_model() -> None:
+    terminology = {
+        name: text.split("~") for name, text in catalogue.show_model("hippocampus_t1_unetr")["terminology"].items()
+    }
+    assert {name: parts[2:4] for name, parts in terminology.items()} == {
+        "anterior hippocampus": ["SCT^5366008^Hippocampus", "SCT^255549009^Anterior"],
+        "posterior hippocampus": ["SCT^5366008^Hippocampus", "SCT^255551008^Posterior"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("structures", "expected"),
+    [
+        ([{"name": "Leber ü", "value": 1, "terminology": "a~b~c"}, {"name": "b", "value": 2}], {"Leber ü": "a~b~c"}),
+        *(
+            (damaged, {})
+            for damaged in (None, 5, "text", [5, {}, {"terminology": "b"}, {"name": "a", "terminology": 5}])
+        ),
+    ],
+)
+def test_terminology_of_an_added_model_is_that_of_its_metadata(
+    shelf: Path, home: Path, structures: Any, expected: dict[str, str]
+) -> None:
+    metadata = make_bundle(catalogue.models_folder() / "own") / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text(encoding="utf-8"))
+    metadata.write_text(json.dumps({**content, "structures": structures}), encoding="utf-8")
+    assert catalogue.show_model("own")["terminology"] == expected
+
+
 def test_the_shipped_weights_are_those_of_the_catalogue() -> None:
     entry = catalogue.show_model("hippocampus_t1_unetr")
     base = load_base_model("hippocampus_t1_unetr")

@@ -64,6 +64,22 @@ def test_parts_start_from_the_whole_of_the_base() -> None:
     assert match_structures(site, ["hippocampus", "amygdala"]) == {name: ["hippocampus"] for name in site}
 
 
+def test_words_may_stand_in_another_order() -> None:
+    assert match_structures(["Hippocampus, posterior"], BASE) == {"Hippocampus, posterior": ["posterior hippocampus"]}
+
+
+@pytest.mark.parametrize("name", ["left hippocampus", "Hippocampus_R", "rh-Hippocampus"])
+def test_sides_are_passed_over_where_the_base_names_none(name: str) -> None:
+    assert match_structures([name], [*BASE, "amygdala"]) == {name: list(BASE)}
+    assert match_structures([f"{name} posterior"], BASE) == {f"{name} posterior": ["posterior hippocampus"]}
+
+
+def test_a_side_is_never_taken_for_the_other_one() -> None:
+    base = ["left hippocampus", "left amygdala"]
+    assert match_structures(["right hippocampus", "left"], base) == {"right hippocampus": [], "left": base}
+    assert match_structures(["left"], BASE) == {"left": []}
+
+
 def test_two_candidates_for_a_part_leave_it_new() -> None:
     assert match_structures(["left hippocampus head"], ["hippocampus", "left"]) == {"left hippocampus head": []}
 
