@@ -37,6 +37,7 @@ from tcurlora.errors import MemoryExhausted, TCurLoraError
 from tcurlora.events import EventSink
 from tcurlora.inference import class_logits
 from tcurlora.preprocessing import CachedCase
+from tcurlora.whole_files import whole_file
 
 KEYS = ("image", "label")
 SECONDS_BETWEEN_LOSSES = 0.2
@@ -326,10 +327,9 @@ def _save_checkpoint(
     meta = {name: json.dumps(part) for name, part in parts.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     meta["sha256"] = _digest(tensors, meta)
-    temporary = path.with_suffix(".partial")
     try:
-        save_file(tensors, temporary, metadata=meta)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata=meta)
     except (OSError, SafetensorError) as error:
         raise TCurLoraError(
             f"The checkpoint in '{path.parent.name}' could not be written ({error}).",

@@ -132,7 +132,7 @@ def require_order() -> None:
 
     def watched_replace(source: Path, target: Path) -> None:
         parts = [source, *source.rglob("*")] if source.is_dir() else [source]
-        late = [part for part in parts if part.stat().st_ino not in brought and part.suffix != ".partial"]
+        late = [part for part in parts if part.stat().st_ino not in brought]
         if late:
             raise AssertionError(f"{late} renamed to {target} too early")
         replace(source, target)
