@@ -132,7 +132,7 @@ class AdaptSection:
         try:
             seconds = float(speed)
         except (TypeError, ValueError):
-            return _("What that means on this device is measured when the run starts.")
+            return _("How far that gets is measured at the start.")
         steps = int(minutes * 60 * 0.75 / seconds)
         return _("About {steps} optimizer steps in all on this device, as measured last.").format(steps=steps)
 
@@ -193,6 +193,7 @@ class AdaptSection:
         kind = event["event"]
         if kind == "stage":
             self._stage(str(event.get("title", "")))
+            self._plot.next_training()
             self._ui.adaptProgress.setRange(0, 0)
             self._ui.timeLeftLabel.setText("")
             if event.get("seconds_per_step"):
