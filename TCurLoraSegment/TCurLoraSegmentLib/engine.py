@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.translation import tr as _
 
 ENGINE_MAIN = Path(__file__).resolve().parent.parent / "tcurlora" / "__main__.py"
 """The engine's command line, started by its path, so that it need not be installed in the Python that runs it."""
@@ -69,8 +70,8 @@ def default_engine() -> Engine:
         found = sys.executable
     if found is None:
         raise UserError(
-            "Slicer's own Python was not found.",
-            "Choose another Python under Environment, or install Slicer again.",
+            _("Slicer's own Python was not found."),
+            _("Choose another Python under Environment, or install Slicer again."),
         )
     return Engine(Path(found), own=True)
 
@@ -91,10 +92,15 @@ def engine_of(python: str) -> Engine:
         inside = [path / name for name in ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe")]
         path = next((candidate for candidate in inside if candidate.is_file()), path)
     if not path.is_file() or not os.access(path, os.X_OK):
-        what = "no Python in the folder" if path.is_dir() else "no Python at"
+        what = (
+            _("There is no Python in the folder '{path}'.") if path.is_dir() else _("There is no Python at '{path}'.")
+        )
         raise UserError(
-            f"There is {what} '{path}'.",
-            "Choose the file of the interpreter, such as bin/python or python.exe, or leave it empty for Slicer's own.",
+            what.format(path=path),
+            _(
+                "Choose the file of the interpreter, such as bin/python or python.exe, "
+                "or leave it empty for Slicer's own."
+            ),
         )
     # Not resolved: the link is what makes a virtual environment.
     return Engine(path.absolute(), own=False)

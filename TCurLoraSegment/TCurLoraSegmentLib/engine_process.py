@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.processes import end_tree, own_group, start_of
+from TCurLoraSegmentLib.translation import tr as _
 
 Event = Mapping[str, Any]
 
@@ -59,8 +60,10 @@ class EngineProcess:
             )
         except OSError as error:
             raise UserError(
-                f"The log '{log or tempfile.gettempdir()}' could not be written ({error.strerror or error}).",
-                "Check the free space and the permissions of its folder.",
+                _("The log '{path}' could not be written ({reason}).").format(
+                    path=log or tempfile.gettempdir(), reason=error.strerror or error
+                ),
+                _("Check the free space and the permissions of its folder."),
             ) from error
         try:
             self._process = subprocess.Popen(
@@ -76,8 +79,10 @@ class EngineProcess:
             self._log.close()
             program = Path(command[0]).name if command else ""
             raise UserError(
-                f"'{program}' could not be started ({getattr(error, 'strerror', None) or error}).",
-                "Choose another Python under Environment, or install Slicer again.",
+                _("'{program}' could not be started ({reason}).").format(
+                    program=program, reason=getattr(error, "strerror", None) or error
+                ),
+                _("Choose another Python under Environment, or install Slicer again."),
             ) from error
         self.state = {"pid": self._process.pid, "started": start_of(self._process.pid)}
         assert self._process.stdin is not None and self._process.stdout is not None

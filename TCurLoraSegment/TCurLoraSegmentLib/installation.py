@@ -21,6 +21,7 @@ from typing import Any
 
 from TCurLoraSegmentLib.engine import Engine
 from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.translation import tr as _
 
 MINIMUM_VERSIONS = {
     "torch": "2.8",
@@ -39,28 +40,6 @@ KEPT = ("numpy", "torch")
 _SLICERS_OWN = ("numpy", "SimpleITK")
 _MEGABYTES = {"monai": 2, "SimpleITK": 50, "safetensors": 1, "numpy": 18, "scipy": 40, "einops": 1}
 _NOT_STARTING = "torch does not start"
-_WHOLE_OUTPUT = "The whole output is in Slicer's Python console."
-_HINTS = (
-    (r"CERTIFICATE_VERIFY|SSLError|SSL: ", "A proxy in between changes certificates: ask your network's administrator"),
-    (r"ProxyError|proxy", "Check the proxy settings (HTTPS_PROXY)"),
-    (
-        r"NewConnectionError|ConnectTimeout|ReadTimeout|ConnectionReset|getaddrinfo|name resolution|"
-        r"not known|unreachable|Connection refused",
-        "Check the connection to the internet",
-    ),
-    (r"No space left|Errno 28|not enough space", "Free some space on the disk"),
-    (r"WinError 206|name too long|path is too long", "Allow long paths in Windows, or install Slicer in C:\\Slicer"),
-    (
-        r"Permission denied|Access is denied|WinError 5\b",
-        "Close other Slicer windows, and check who may write to Slicer",
-    ),
-    (
-        r"ResolutionImpossible|conflicting dependencies",
-        "Another extension needs other versions; install a newer Slicer",
-    ),
-    (r"No matching distribution", "There is no ready-made package for this Python; install a newer Slicer"),
-)
-_OR_WHEELS = ", or install from a folder of wheels."
 
 
 @dataclass(frozen=True)
@@ -106,29 +85,39 @@ class InstallPlan:
             return ""
         lines = list(self.blockers)
         if self.missing:
-            lines.append(f"{'Slicer' if self.own else self.python} lacks {', '.join(self.requirements)}.")
+            python, packages = "Slicer" if self.own else self.python, ", ".join(self.requirements)
+            lines.append(_("{python} lacks {packages}.").format(python=python, packages=packages))
         if self.missing and not self.own:
             quoted = " ".join(f'"{requirement}"' for requirement in self.requirements)
-            lines.append("This Python is yours, and is not altered from here. To install what is missing, run:")
+            lines.append(_("This Python is yours, and is not altered from here. To install what is missing, run:"))
             lines.append(f'"{self.python}" -m pip install {quoted}')
         elif self.installable:
             lines.append(self._means(wheels))
             if self.kept:
-                stay = " and ".join(f"{name} {version}" for name, version in self.kept.items())
-                lines.append(f"{stay} {'stay' if len(self.kept) > 1 else 'stays'} as installed.")
+                lines.append(self._stays())
         return "\n".join(lines)
 
     def _means(self, wheels: Path | None) -> str:
         if wheels is not None:
-            return f"It is installed into Slicer from the folder '{wheels}'. Nothing is downloaded."
+            return _("It is installed into Slicer from the folder '{folder}'. Nothing is downloaded.").format(
+                folder=wheels
+            )
         parts = []
         others = [name for name in self.missing if name != "torch"]
         if "torch" in self.missing:
-            parts.append("PyTorch from pytorch.org (about 200 MB; 3 GB with an NVIDIA graphics card)")
+            parts.append(_("PyTorch from pytorch.org (about 200 MB; 3 GB with an NVIDIA graphics card)"))
         if others:
             size = sum(_MEGABYTES[name] for name in others)
-            parts.append(f"{', '.join(others)} from pypi.org (about {size} MB)")
-        return f"Downloaded and installed into Slicer: {'; '.join(parts)}. None of your data is sent anywhere."
+            parts.append(_("{packages} from pypi.org (about {size} MB)").format(packages=", ".join(others), size=size))
+        return _("Downloaded and installed into Slicer: {packages}. None of your data is sent anywhere.").format(
+            packages="; ".join(parts)
+        )
+
+    def _stays(self) -> str:
+        *others, last = (f"{name} {version}" for name, version in self.kept.items())
+        if not others:
+            return _("{package} stays as installed.").format(package=last)
+        return _("{packages} and {last} stay as installed.").format(packages=", ".join(others), last=last)
 
 
 @dataclass(frozen=True)
@@ -155,14 +144,16 @@ def plan_installation(report: Mapping[str, Any], engine: Engine) -> InstallPlan:
     missing, blockers = [], []
     python = items.get("Python")
     if python is not None and not python["ok"]:
-        blockers.append(f"Python {python['value']} is too old. {python['remedy']}")
+        what = _("Python {version} is too old.").format(version=python["value"])
+        blockers.append(f"{what} {python['remedy']}")
     versions = {name: str(items[name]["value"]) for name in MINIMUM_VERSIONS if name in items and items[name]["ok"]}
     for name, minimum in MINIMUM_VERSIONS.items():
         item = items.get(name, {"value": "missing", "remedy": ""})
         if name not in versions and item["value"] == "missing":
             missing.append(name)
         elif name not in versions:
-            blockers.append(f"{name} is damaged ({item['value']}). {item['remedy']}.")
+            what = _("{name} is damaged ({reason}).").format(name=name, reason=item["value"])
+            blockers.append(f"{what} {item['remedy']}.")
         elif _is_older(versions[name], minimum):
             blocker = _too_old(name, versions[name], minimum) if engine.own else ""
             (blockers if blocker else missing).append(blocker or name)
@@ -214,8 +205,12 @@ def install(
             try:
                 tools.pip(requirements, file)
             except Exception as error:  # Slicer's functions and pip under them fail in many ways
-                named = ", ".join(requirements)
-                raise UserError(f"{named} could not be installed: {reason(lines, error)}", remedy(lines)) from error
+                raise UserError(
+                    _("{packages} could not be installed: {reason}").format(
+                        packages=", ".join(requirements), reason=reason(lines, error)
+                    ),
+                    remedy(lines),
+                ) from error
     return True
 
 
@@ -239,8 +234,43 @@ def reason(lines: Sequence[str], error: BaseException | None = None) -> str:
 def remedy(lines: Sequence[str]) -> str:
     """Say what to do about a failure of pip."""
     text = "\n".join(lines)
-    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
-    return f"{hint}{_OR_WHEELS} {_WHOLE_OUTPUT}" if hint else _WHOLE_OUTPUT
+    hint = next((hint for pattern, hint in _hints() if re.search(pattern, text, re.IGNORECASE)), None)
+    where = _("The whole output is in Slicer's Python console.")
+    if hint is None:
+        return where
+    what = _("{hint}, or install from a folder of wheels.").format(hint=hint)
+    return f"{what} {where}"
+
+
+def _hints() -> tuple[tuple[str, str], ...]:
+    """Give patterns of pip's output, each with what to do then."""
+    # No constant: when this file is imported, the translator may not be there yet.
+    return (
+        (
+            r"CERTIFICATE_VERIFY|SSLError|SSL: ",
+            _("A proxy in between changes certificates: ask your network's administrator"),
+        ),
+        (r"ProxyError|proxy", _("Check the proxy settings (HTTPS_PROXY)")),
+        (
+            r"NewConnectionError|ConnectTimeout|ReadTimeout|ConnectionReset|getaddrinfo|name resolution|"
+            r"not known|unreachable|Connection refused",
+            _("Check the connection to the internet"),
+        ),
+        (r"No space left|Errno 28|not enough space", _("Free some space on the disk")),
+        (
+            r"WinError 206|name too long|path is too long",
+            _("Allow long paths in Windows, or install Slicer in C:\\Slicer"),
+        ),
+        (
+            r"Permission denied|Access is denied|WinError 5\b",
+            _("Close other Slicer windows, and check who may write to Slicer"),
+        ),
+        (
+            r"ResolutionImpossible|conflicting dependencies",
+            _("Another extension needs other versions; install a newer Slicer"),
+        ),
+        (r"No matching distribution", _("There is no ready-made package for this Python; install a newer Slicer")),
+    )
 
 
 def _is_older(version: str, minimum: str) -> bool:
@@ -256,21 +286,28 @@ def _leading(version: str) -> str:
 
 def _too_old(name: str, version: str, minimum: str) -> str:
     """Say what to do about an old package that is not simply replaced; empty for one that is."""
-    what = f"{name} {version} is too old; {minimum} or newer is needed."
     if name == "torch":
-        return f"{what} Uninstall it in the module PyTorch Utils, restart Slicer, and install it anew from here."
-    return f"{what} It belongs to Slicer: install a newer Slicer." if name in _SLICERS_OWN else ""
+        advice = _("Uninstall it in the module PyTorch Utils, restart Slicer, and install it anew from here.")
+    elif name in _SLICERS_OWN:
+        advice = _("It belongs to Slicer: install a newer Slicer.")
+    else:
+        return ""
+    what = _("{name} {version} is too old; {minimum} or newer is needed.").format(
+        name=name, version=version, minimum=minimum
+    )
+    return f"{what} {advice}"
 
 
 def _broken_torch(reason_: str, own: bool) -> str:
-    what = f"PyTorch is installed, but does not start ({reason_})."
+    sentences = [_("PyTorch is installed, but does not start ({reason}).").format(reason=reason_)]
     if re.search(r"DLL|WinError (126|127|1114)", reason_):
-        what += " On Windows it needs the Microsoft Visual C++ Redistributable; install that first."
-    if own:
-        return (
-            f"{what} Restart Slicer, uninstall PyTorch in the module PyTorch Utils, restart again, and install it here."
-        )
-    return f"{what} Install it anew in this Python."
+        sentences.append(_("On Windows it needs the Microsoft Visual C++ Redistributable; install that first."))
+    sentences.append(
+        _("Restart Slicer, uninstall PyTorch in the module PyTorch Utils, restart again, and install it here.")
+        if own
+        else _("Install it anew in this Python.")
+    )
+    return " ".join(sentences)
 
 
 def _require_wheels(folder: Path, plan: InstallPlan) -> None:
@@ -279,16 +316,18 @@ def _require_wheels(folder: Path, plan: InstallPlan) -> None:
         there = {_canonical(path.name.partition("-")[0]) for path in folder.iterdir() if path.suffix == ".whl"}
     except OSError as error:
         raise UserError(
-            f"The folder '{folder}' cannot be read ({error.strerror or error}).", "Choose a folder with wheels."
+            _("The folder '{folder}' cannot be read ({reason}).").format(folder=folder, reason=error.strerror or error),
+            _("Choose a folder with wheels."),
         ) from error
     absent = [name for name in plan.missing if _canonical(name) not in there]
     if absent:
         wanted = " ".join(f'"{requirement}"' for requirement in plan.requirements)
         version = "{}.{}".format(*sys.version_info)
         raise UserError(
-            f"The folder '{folder}' has no wheel of {', '.join(absent)}.",
-            f"On a computer of the same kind with a network and Python {version}, run: "
-            f"pip download --only-binary :all: {wanted}",
+            _("The folder '{folder}' has no wheel of {packages}.").format(folder=folder, packages=", ".join(absent)),
+            _("On a computer of the same kind with a network and Python {version}, run: {command}").format(
+                version=version, command=f"pip download --only-binary :all: {wanted}"
+            ),
         )
 
 
@@ -305,9 +344,11 @@ def _install_torch(tools: Tools, version: str) -> bool:
             raise
         except Exception as error:  # the extension looks at what it finds, and a half installed torch confuses it
             raise UserError(
-                f"PyTorch could not be installed: {reason(lines, error)}",
-                "If an earlier installation was broken off, restart Slicer, uninstall PyTorch in the module "
-                f"PyTorch Utils, restart again, and repeat. {remedy(lines)}",
+                _("PyTorch could not be installed: {reason}").format(reason=reason(lines, error)),
+                _(
+                    "If an earlier installation was broken off, restart Slicer, uninstall PyTorch in the module "
+                    "PyTorch Utils, restart again, and repeat. {remedy}"
+                ).format(remedy=remedy(lines)),
             ) from error
 
 
@@ -380,8 +421,8 @@ def _torch_of_extension(version: str) -> object | None:
         import PyTorchUtils
     except ImportError as error:
         raise UserError(
-            "The PyTorch extension is not installed.",
-            "Install 'PyTorch' in the Extensions Manager and restart Slicer, or install from a folder of wheels.",
+            _("The PyTorch extension is not installed."),
+            _("Install 'PyTorch' in the Extensions Manager and restart Slicer, or install from a folder of wheels."),
         ) from error
     logic = PyTorchUtils.PyTorchUtilsLogic()
     torch: object | None = logic.installTorch(askConfirmation=True, torchVersionRequirement=version)

@@ -15,6 +15,7 @@ from typing import Any
 
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.processes import start_of
+from TCurLoraSegmentLib.translation import tr as _
 from TCurLoraSegmentLib.worker import RESULT, STATE
 
 SCENE = "scene.json"
@@ -157,8 +158,10 @@ def new_job(command: str, name: str) -> Job:
     if free < MINIMUM_FREE:
         job.delete()
         raise UserError(
-            f"The disk of '{folder}' is almost full ({free / 2**20:.0f} MB are free).",
-            "Free some space, or set TCURLORA_HOME to a folder on another disk.",
+            _("The disk of '{folder}' is almost full ({free:.0f} MB are free).").format(
+                folder=folder, free=free / 2**20
+            ),
+            _("Free some space, or set TCURLORA_HOME to a folder on another disk."),
         )
     try:
         _write_scene(job, {})
@@ -233,7 +236,7 @@ def _make_folder(folder: Path, stem: str) -> Path:
         except FileExistsError:
             continue
         return path
-    raise OSError(f"too many folders named {stem}")
+    raise OSError(_("too many folders named {name}").format(name=stem))
 
 
 def _write_scene(job: Job, context: Mapping[str, Any]) -> None:
@@ -257,6 +260,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"The folder '{folder}' cannot be written ({error.strerror or error}).",
-        "Check its permissions and the free space, or set TCURLORA_HOME to another folder.",
+        _("The folder '{folder}' cannot be written ({reason}).").format(folder=folder, reason=error.strerror or error),
+        _("Check its permissions and the free space, or set TCURLORA_HOME to another folder."),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from TCurLoraSegmentLib.engine import Engine
 from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.translation import tr as _
 from TCurLoraSegmentLib.worker import Outcome, Worker
 
 TIMEOUT_S = 300
@@ -76,7 +77,7 @@ def ask(engine: Engine, *arguments: str) -> Any:
         return _answer_of(worker.wait(TIMEOUT_S))
     except TimeoutError as error:
         worker.kill()
-        raise UserError("The engine did not answer.", "Try again, or see Environment in the panel.") from error
+        raise UserError(_("The engine did not answer."), _("Try again, or see Environment in the panel.")) from error
 
 
 def _answer_of(outcome: Outcome) -> Any:
@@ -84,5 +85,5 @@ def _answer_of(outcome: Outcome) -> Any:
     if outcome.error is not None:
         raise UserError(outcome.error["message"], outcome.error["remedy"])
     if outcome.result is None:
-        raise UserError(outcome.sentence() or "The engine gave no answer.", "See Environment in the panel.")
+        raise UserError(outcome.sentence() or _("The engine gave no answer."), _("See Environment in the panel."))
     return outcome.result

@@ -14,6 +14,7 @@ from typing import Any
 
 from TCurLoraSegmentLib.engine_process import EngineProcess, Event
 from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.translation import tr as _
 
 EXIT_CANCELLED = 4
 NOT_STARTED = -1
@@ -59,19 +60,21 @@ class Outcome:
         if self.ok or (self.answered and not self.cancelled and self.error is None):
             return ""
         if self.cancelled:
-            return "Cancelled."
+            return _("Cancelled.")
         if self.error is not None:
             return f"{self.error.get('message', '')} {self.error.get('remedy', '')}".strip()
         if self._failed():
             return self._failed()
         if self.exit_code == 0:
-            ending = "The worker ended without a result."
+            ending = _("The worker ended without a result.")
         elif self.exit_code == -getattr(signal, "SIGKILL", 9) or _LAUNCHER_SAYS in self.words:
-            ending = "The system ended the worker, most likely because memory ran out. Close other programs, try again."
+            ending = _(
+                "The system ended the worker, most likely because memory ran out. Close other programs, try again."
+            )
         else:
-            ending = f"The worker ended unexpectedly (exit code {self.exit_code})."
-        said = f'Its log says: "{self.words}"' if self.words else ""
-        where = f"The whole log is in {self.log}." if self.log and self.words else ""
+            ending = _("The worker ended unexpectedly (exit code {code}).").format(code=self.exit_code)
+        said = _('Its log says: "{words}"').format(words=self.words) if self.words else ""
+        where = _("The whole log is in {file}.").format(file=self.log) if self.log and self.words else ""
         return " ".join(filter(None, (ending, said, where)))
 
     def _failed(self) -> str:
@@ -80,7 +83,8 @@ class Outcome:
         if not failed:
             return ""
         total = len(failed) + len(self.result.get("written", ()))
-        return f"{len(failed)} of {total} scans could not be segmented. {failed[0].get('reason', '')}".strip()
+        what = _("{count} of {total} scans could not be segmented.").format(count=len(failed), total=total)
+        return f"{what} {failed[0].get('reason', '')}".strip()
 
 
 class Told:

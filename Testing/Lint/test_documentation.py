@@ -15,7 +15,15 @@ GUIDES = [ROOT / "README.md", ROOT / "docs/tutorial.md", ROOT / "docs/privacy.md
 OTHERS = {
     *("Segmentation", "PyTorch", "PyTorch Utils", "Crop Volume", "Data", "Sample Data", "Uninstall"),
     *("TCurLoraSegment", "TCurLoraSegmentHippocampus", "TCurLora Segment", "Additional module paths"),
-    *("adapter", "hippocampus", "anterior", "posterior", "posterior hippocampus", "anterior hippocampus"),
+    *(
+        "adapter",
+        "hippocampus",
+        "left hippocampus",
+        "anterior",
+        "posterior",
+        "posterior hippocampus",
+        "anterior hippocampus",
+    ),
     *("compact", "paper", "decoder", "full", "ready", "new", "leave out", "Hippocampus in T1 MRI"),
 }
 

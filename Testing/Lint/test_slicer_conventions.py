@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -161,6 +161,33 @@ def untranslatable(node: ast.AST) -> str:
     return ""
 
 
+def texts_as_written(node: ast.AST) -> Iterator[str]:
+    """Give the texts that get into the value of an expression without being translated."""
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            yield node.value
+    elif isinstance(node, ast.Call):
+        # `"..".format(..)` shows its own text, and `" ".join(..)` what it joins too; keys and options are not shown.
+        if isinstance(node.func, ast.Attribute):
+            yield from texts_as_written(node.func.value)
+            if node.func.attr == "join":
+                yield from (text for argument in node.args for text in texts_as_written(argument))
+    elif isinstance(node, ast.FormattedValue):
+        yield from texts_as_written(node.value)
+    elif not isinstance(node, ast.Subscript | ast.Compare):
+        yield from (text for child in ast.iter_child_nodes(node) for text in texts_as_written(child))
+
+
+def untranslated_errors(node: ast.AST) -> str:
+    """What a UserError says is shown to the user; only spaces between sentences need no translation."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "UserError":
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            for text in texts_as_written(argument):
+                if any(character.isalpha() for character in text):
+                    return f"UserError takes a text through _(), not {text[:40]!r}"
+    return ""
+
+
 RULES: dict[Callable[[ast.AST], str], tuple[str, ...]] = {
     keyword_arguments: ("qt.QLabel(text='x')", "ctk.ctkPathLineEdit(parent=p)", "slicer.qMRMLNodeComboBox(parent=p)"),
     integer_enums: (
@@ -190,6 +217,18 @@ RULES: dict[Callable[[ast.AST], str], tuple[str, ...]] = {
     own_signals: ("class A(qt.QObject):\n  done = qt.Signal(str)",),
     own_styles: ("button.setStyleSheet('color: red')", "button.styleSheet = 'color: red'"),
     untranslatable: ("_(f'{name} is bad')", "_('a {b}'.format(b=b))", "_(text)"),
+    untranslated_errors: (
+        "raise UserError('Bad.')",
+        "raise UserError(_('Bad.'), 'Do this.')",
+        "raise UserError(_('Bad.'), remedy='Do this.')",
+        "raise UserError(f'{name} is bad.', error.remedy)",
+        "raise UserError(_('Bad.'), f'{remedy} See the log.')",
+        "raise UserError('{name} is bad.'.format(name=name))",
+        "raise UserError(_('Bad.') + ' It is.')",
+        "raise UserError(said or 'Bad.') from error",
+        "raise UserError(' '.join(['Bad.', remedy]))",
+        "errors.UserError('Bad.')",
+    ),
 }
 GOOD = """
 label = qt.QLabel("x", parent)
@@ -203,6 +242,10 @@ environment["A"] = "b"
 slicer.app.processEvents()
 subprocess.run([python, "-c", code])
 _("{name} is good").format(name=name)
+raise UserError(_("{name} is bad: {reason}").format(name=name, reason=getattr(error, "strerror", "?")), error.remedy)
+raise UserError(said["message"] or _("Bad."), f"{one} {other}") from error
+raise UserError("\\n".join(f"{problem.message} {problem.remedy}" for problem in problems))
+raise UserError(_("Bad here.") if place == "here" else message.format(name=name))
 qt.QTimer.singleShot(0, f)
 """
 
