@@ -176,7 +176,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--subjects", type=_positive, help="train on so many subjects drawn at random, test on the rest"
     )
     compare.add_argument("--seeds", default="0,1,2", help="each method is trained with each (default: 0,1,2)")
-    compare.add_argument("--lr-trials", type=_positive, default=3, help="learning rates tried for each method; 1: none")
+    rates = compare.add_mutually_exclusive_group()
+    rates.add_argument("--lr-trials", type=_positive, default=3, help="learning rates tried for each method; 1: none")
+    rates.add_argument("--rates-of", default="", help="another comparison of the same splits, whose rates are taken")
     compare.add_argument("--test", default="", help="cases to test on, instead of a part of --data")
     compare.add_argument("--own-data", default="", help="cases of the base's own site, to see what is lost there")
     compare.add_argument("--own-labels", default="", help="names of label values in --own-data")
@@ -391,6 +393,7 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         subjects=options.subjects,
         seeds=_seeds(options.seeds),
         lr_trials=options.lr_trials,
+        rates_of=options.rates_of,
         test=options.test,
         own_data=options.own_data,
         own_labels=options.own_labels,

@@ -22,8 +22,11 @@ from tcurlora.compare_plan import (
     BASE,
     CompareRequest,
     Split,
+    Tuning,
     make_splits,
+    open_tuning,
     rate_candidates,
+    rate_key,
     require_good_cases,
     require_usable_folder,
 )
@@ -75,8 +78,10 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
     own = open_own_data(site, request.own_data, request.own_labels) if request.own_data else None
+    trained = [name for name, (method, _) in methods.items() if method.trained]
+    tuning = open_tuning(request, trained, len(splits)) if request.rates_of else None
     network = site.base.build()
-    run = _Comparison(request, site, own, network, methods, splits, device)
+    run = _Comparison(request, site, own, network, methods, splits, device, tuning)
     counts = {name: run.model(name, 0).trained_counts() for name in methods}
 
     cases = (*site.dataset.cases, *test, *(own.cases if own else ()))
@@ -111,6 +116,7 @@ class _Comparison:
     methods: Mapping[str, tuple[Method, int]]
     splits: Sequence[Split]
     device: torch.device
+    tuning: Tuning | None = None
     steps: int = 0
 
     def __post_init__(self) -> None:
@@ -202,8 +208,9 @@ class _Comparison:
         Each candidate trains on two thirds of the subjects, with half of the steps; the one with the highest mean Dice
         on the other third is taken, the smaller of two that are equal.
         """
-        key = f"rate-{name}-{split.number}"
-        known: dict[str, Any] | None = self.job.remembered(key)
+        key = rate_key(name, split.number)
+        job = self.job if self.tuning is None else self.tuning.job
+        known: dict[str, Any] | None = job.remembered(key)
         if known is not None:
             return known
         candidates = rate_candidates(self.request.lr_trials)
@@ -281,7 +288,7 @@ class _Comparison:
         )
         scored = sum(len(split.test) + (len(self.own.cases) if self.own else 0) for split in self.splits)
         scoring = (time.monotonic() - started) * scored * len(self.methods) * len(self.request.seeds)
-        tried = len(rate_candidates(self.request.lr_trials))
+        tried = 1 if self.tuning is not None else len(rate_candidates(self.request.lr_trials))
         trainings = len(self.splits) * (len(self.request.seeds) + (tried * TRIAL_SHARE if tried > 1 else 0))
         least = TrainingSettings.check_every
         steps = int((minutes * 60 * 0.9 - scoring) / max(1e-9, step_seconds * trainings))
@@ -333,6 +340,8 @@ class _Comparison:
     def settings_for_report(self, reference: str) -> dict[str, Any]:
         """Say how the comparison was made, without paths."""
         example = TrainingSettings(steps=self.steps)
+        lr_trials = self.request.lr_trials if self.tuning is None else self.tuning.lr_trials
+        trial_steps = (self.steps if self.tuning is None else self.tuning.steps) * TRIAL_SHARE
         return {
             "reference": reference,
             "base": {"name": self.site.base.name, "sha256": self.site.base.sha256},
@@ -340,8 +349,8 @@ class _Comparison:
             "steps": self.steps,
             "batch": example.batch,
             "seeds": list(self.request.seeds),
-            "rate_factors": rate_candidates(self.request.lr_trials),
-            "rate_steps": max(1, round(self.steps * TRIAL_SHARE)),
+            "rate_factors": rate_candidates(lr_trials),
+            "rate_steps": max(1, round(trial_steps)),
             "kind": "draws" if self.request.subjects else "test" if self.request.test else "folds",
             "splits": [
                 {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tcurlora.cases import Case, check_cases
 from tcurlora.errors import InputError
+from tcurlora.job_folder import JobFolder
 from tcurlora.site import Site, check_site, fold_cases
+from tcurlora.training import TrainingSettings
 
 BASE = "base"
 DEFAULT_METHODS = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
@@ -35,6 +38,7 @@ class CompareRequest:
         subjects: train on so many subjects, drawn at random, and test on all others.
         seeds: each method is trained once with each.
         lr_trials: learning rates that are tried for each method; 1 takes the method's own.
+        rates_of: folder of another comparison of the same splits, whose learning rates are taken instead.
         test: folder or datalist of cases to test on, instead of a part of `data`.
         own_data: folder or datalist of cases of the base's own site, to see what is lost there.
         own_labels: names of label values there.
@@ -54,6 +58,7 @@ class CompareRequest:
     subjects: int | None = None
     seeds: tuple[int, ...] = (0,)
     lr_trials: int = 3
+    rates_of: str = ""
     test: str = ""
     own_data: str = ""
     own_labels: str = ""
@@ -120,6 +125,63 @@ def make_splits(
         Split(number, tuple(case for case in cases if case not in fold), tuple(fold))
         for number, fold in enumerate(held_out, start=1)
     ]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How learning rates were chosen in another comparison.
+
+    Attributes:
+        job: its folder, which holds the rates.
+        steps: of its trainings; a part of them counts for a trial.
+        lr_trials: how many rates were tried.
+    """
+
+    job: JobFolder
+    steps: int
+    lr_trials: int
+
+
+def rate_key(method: str, split: int) -> str:
+    """Under which name a comparison's folder keeps the learning rate of a method on a split."""
+    return f"rate-{method}-{split}"
+
+
+def open_tuning(request: CompareRequest, methods: Iterable[str], splits: int) -> Tuning:
+    """Open the comparison whose learning rates are to be taken.
+
+    Args:
+        request: names it.
+        methods: that are trained, by name.
+        splits: how many splits there are.
+
+    Raises:
+        InputError: when it is none, was made of other splits, or has not chosen all the rates.
+    """
+    folder = Path(request.rates_of)
+    try:
+        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        other = CompareRequest(**{"out": str(folder), **content["request"]})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"--rates-of: '{folder}' is not the folder of a comparison.", "Give one that compare wrote.", "no_rates"
+        ) from error
+    for key in ("base", "data", "labels", "mapping", "folds", "subjects", "test"):
+        if json.dumps(getattr(other, key)) != json.dumps(getattr(request, key)):
+            raise InputError(
+                f"--rates-of: the comparison '{folder}' differs in its {key}, so its rates are of other splits.",
+                "Give the same base, cases, folds and subjects as there.",
+                "other_splits",
+            )
+    job = JobFolder(folder)
+    for method in methods:
+        if any(job.remembered(rate_key(method, number)) is None for number in range(1, splits + 1)):
+            raise InputError(
+                f"--rates-of: the comparison '{folder}' has not chosen the learning rates of '{method}'.",
+                "Run it with this method first, or leave the method out.",
+                "no_rates",
+            )
+    return Tuning(job, int(job.remembered("steps") or other.steps or TrainingSettings.steps), other.lr_trials)
 
 
 def rate_candidates(trials: int) -> list[float]:

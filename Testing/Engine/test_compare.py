@@ -206,6 +206,42 @@ def test_rate_with_the_highest_dice_is_taken_and_the_smaller_of_equal_ones(
     assert "edge of the grid" in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_rates_of_another_comparison_are_taken_as_they_are(
+    workplace: Path, request_for: Callable[..., CompareRequest], finished: Path
+) -> None:
+    out, watched = workplace / "longer", Watched()
+    watched.run(request_for(out, steps=6, own_data="", rates_of=str(finished)))
+    assert not watched.of("train", "rate-")
+    before, after = results_of(finished), results_of(out)
+    for name in METHODS:
+        assert after["methods"][name]["rates"] == before["methods"][name]["rates"]
+        for split in (1, 2):
+            (trained,) = watched.of("train", f"run-{name}-{split}")
+            assert trained.settings.lr_whole == after["methods"][name]["rates"][split - 1]["lr_whole"]
+            assert trained.settings.steps == 6
+    for key in ("rate_steps", "rate_factors"):
+        assert after["settings"][key] == before["settings"][key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"folds": 3}, "folds"),
+        ({"subjects": 2}, "subjects"),
+        ({"methods": ("compact", "decoder")}, "'decoder'"),
+        ({"rates_of": "nowhere"}, "nowhere"),
+    ],
+)
+def test_rates_of_other_splits_or_methods_are_refused(
+    workplace: Path, request_for: Callable[..., CompareRequest], finished: Path, changes: dict[str, Any], words: str
+) -> None:
+    out = workplace / "refused"
+    with pytest.raises(InputError, match=words) as refusal:
+        run_compare(request_for(out, **{"rates_of": str(finished), **changes}), NullEvents())
+    assert "--rates-of" in refusal.value.message and refusal.value.remedy
+    assert not out.exists()
+
+
 def cases_of(*subjects: str) -> list[Case]:
     return [Case(f"{s}-{n}", Path(f"{s}-{n}"), Path(f"{s}-{n}"), s) for n in (1, 2) for s in subjects]
 
