@@ -50,7 +50,8 @@ class TensorCurConfig:
     Attributes:
         r: tubal rank of every core, cut to the smaller side of a stack where that is less.
         alpha: factor on C * U * R.
-        factors: `orthonormal` (one learning rate moves every stack alike) or `raw` (the paper's).
+        factors: `relative` (one learning rate moves every stack by the same part of its weights), `orthonormal` (by the
+            same amount) or `raw` (the paper's).
         selection: `cur` (the most energetic rows and columns) or `random` (a control).
         kinds: kinds of layers that are stacked: `linear`, `convolution`, `transposed`.
         kernels: `taps` stacks a matrix for each voxel of a kernel, `flat` one for each kernel.
@@ -64,7 +65,7 @@ class TensorCurConfig:
 
     r: int = 8
     alpha: float = 1.0
-    factors: FactorMode = "orthonormal"
+    factors: FactorMode = "relative"
     selection: Literal["cur", "random"] = "cur"
     kinds: tuple[str, ...] = KINDS
     kernels: KernelMode = "taps"
@@ -79,7 +80,7 @@ class TensorCurConfig:
         if self.r < 1:
             raise InputError(f"The rank is {self.r}, but it must be at least 1.", "Choose for example 8.", "bad_rank")
         for value, known in (
-            (self.factors, ("orthonormal", "raw")),
+            (self.factors, ("relative", "orthonormal", "raw")),
             (self.selection, ("cur", "random")),
             (self.kernels, ("taps", "flat")),
             *((kind, KINDS) for kind in self.kinds),

@@ -282,7 +282,8 @@ def _gaussian(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
     def drawn(number: int, stack: Tensor, rank: int) -> Factors:
         generator = torch.Generator().manual_seed(config.seed * 1000 + number)
         noise = torch.randn(stack.shape, generator=generator)
-        return cur_factors(noise, torch.arange(rank), torch.arange(rank), "orthonormal")
+        noise *= stack.norm().cpu() / noise.norm()
+        return cur_factors(noise, torch.arange(rank), torch.arange(rank), config.factors)
 
     return FactorModel(network, config, drawn)
 
@@ -296,16 +297,22 @@ def _lora_matched(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
 _RAW = {"factors": "raw"}
 # Every layer that has weights, its kernels flattened to matrices: what methods without taps adapt.
 _ALL = {"kinds": KINDS, "kernels": "flat"}
-_compact = partial(Method, preset="compact", lr_core=3e-2, lr_whole=3e-3)
+_compact = partial(Method, preset="compact", lr_core=6e-3, lr_whole=3e-3)
 METHODS: dict[str, Method] = {
     "base": Method("the base model as it is", "compact", 0.0, 0.0, trained=False),
     "decoder": Method("decoder and head trained whole", "decoder", 0.0, 1e-3),
     "full": Method("everything trained whole", "full", 0.0, 5e-4),
-    "compact": _compact("tCURLoRA, kernels by taps, orthonormal factors; head", rank=COMPACT_RANK),
+    "compact": _compact("tCURLoRA, kernels by taps, relative factors; head", rank=COMPACT_RANK),
+    "compact-orthonormal": _compact(
+        "tCURLoRA, as compact with orthonormal factors; head",
+        lr_core=3e-2,
+        changes={"factors": "orthonormal"},
+        rank=COMPACT_RANK,
+    ),
     "compact-raw": _compact(
         "tCURLoRA, as compact with raw factors; head", lr_core=1e-2, changes=_RAW, rank=COMPACT_RANK
     ),
-    "compact-flat": _compact("tCURLoRA, all stacks, flat kernels, orthonormal factors; head", changes=_ALL),
+    "compact-flat": _compact("tCURLoRA, all stacks, flat kernels, relative factors; head", changes=_ALL),
     "paper": Method("tCURLoRA, transformer's stacks, raw factors; decoder and head", "paper", 1e-3, 1e-3),
     "paper-orthonormal": Method(
         "tCURLoRA, transformer's stacks, orthonormal factors; decoder and head",
@@ -318,22 +325,25 @@ METHODS: dict[str, Method] = {
         "control: as compact, rows and columns drawn at random", changes={"selection": "random"}, rank=COMPACT_RANK
     ),
     "gaussian": _compact(
-        "control: as compact, random orthonormal factors that know nothing of the base",
+        "control: as compact, random factors that know nothing of the base",
         rank=COMPACT_RANK,
         make=_gaussian,
     ),
     "curlora": _compact(
-        "CURLoRA: each matrix for itself, unimportant rows and columns; head", changes={**_ALL, **_RAW}, make=_curlora
+        "CURLoRA: each matrix for itself, unimportant rows and columns; head",
+        lr_core=3e-2,
+        changes={**_ALL, **_RAW},
+        make=_curlora,
     ),
     "lora-xs": _compact(
         "LoRA-XS: each matrix between its singular vectors; head", lr_core=1e-2, changes=_ALL, make=_lora_xs
     ),
     "lora": _compact(
-        "LoRA (peft), linear layers and convolutions; head", lr_core=3e-3, changes=_ALL, make=LoraModel, needs_peft=True
+        "LoRA (peft), linear layers and convolutions; head", lr_core=1e-2, changes=_ALL, make=LoraModel, needs_peft=True
     ),
     "lora-matched": _compact(
         "LoRA (peft), at most as many numbers as compact; head",
-        lr_core=3e-3,
+        lr_core=1e-2,
         rank=COMPACT_RANK,
         make=_lora_matched,
         needs_peft=True,

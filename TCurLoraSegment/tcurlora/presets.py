@@ -58,14 +58,14 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
 
 
 def training_settings(name: str, seed: int = 0) -> TrainingSettings:
-    """Say how a preset is trained; raw factors need the paper's small learning rate, orthonormal ones a large one.
+    """Say how a preset is trained; raw factors need the paper's small learning rate, relative ones a larger one.
 
     Raises:
         InputError: for an unknown preset.
     """
     _require_known(name)
     settings = {
-        "compact": TrainingSettings(lr_core=3e-2, lr_whole=3e-3),
+        "compact": TrainingSettings(lr_core=6e-3, lr_whole=3e-3),
         "paper": TrainingSettings(lr_core=1e-3, lr_whole=1e-3),
         "decoder": TrainingSettings(lr_whole=1e-3),
         "full": TrainingSettings(lr_whole=5e-4),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-FactorMode = Literal["orthonormal", "raw"]
+FactorMode = Literal["relative", "orthonormal", "raw"]
 
 
 class Factors(NamedTuple):
@@ -72,24 +72,28 @@ def random_rows_and_columns(stack: Tensor, rank: int, seed: int) -> tuple[Tensor
     return rows, columns
 
 
-def cur_factors(stack: Tensor, rows: Tensor, columns: Tensor, mode: FactorMode = "orthonormal") -> Factors:
+def cur_factors(stack: Tensor, rows: Tensor, columns: Tensor, mode: FactorMode = "relative") -> Factors:
     """Form the frozen factors C = W[:, :, J] and R = W[:, I, :] of a stack.
 
     `raw` takes them as they are (the paper). `orthonormal` replaces each Fourier slice of C and R by an orthonormal
-    basis of its columns and rows: the reachable changes are the same, but one learning rate then moves every stack
-    alike, whatever the norms of its weights.
+    basis of its columns and rows: the reachable changes are the same, but one learning rate then moves every stack by
+    the same amount. `relative` also multiplies by the norm of the stack, so that one learning rate moves every stack
+    by the same part of its weights: the norm of U is that of the change beside that of the weights.
 
     Args:
         stack: (n, p, q), real.
         rows: I, (r,).
         columns: J, (r,).
-        mode: `orthonormal` or `raw`.
+        mode: `relative`, `orthonormal` or `raw`.
     """
     # float64, so that the basis does not depend on the linear algebra library of the machine.
     c, r = (torch.fft.rfft(part.double(), dim=0) for part in (stack[:, :, columns], stack[:, rows, :]))
-    if mode == "orthonormal":
+    if mode != "raw":
         c = _orthonormal_columns(c)
         r = _orthonormal_columns(r.mH).mH
+    if mode == "relative":
+        norm = stack.double().norm()
+        c = c * torch.where(norm > 0, norm, torch.ones_like(norm))
     return Factors(c.to(torch.complex64).contiguous(), r.to(torch.complex64).contiguous())
 
 

@@ -62,7 +62,7 @@ class TrainingSettings:
 
     steps: int = 160
     batch: int = 2
-    lr_core: float = 3e-2
+    lr_core: float = 6e-3
     lr_whole: float = 1e-3
     weight_decay: float = 1e-2
     warmup: float = 0.1

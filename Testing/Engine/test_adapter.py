@@ -102,7 +102,7 @@ def test_at_the_start_the_output_is_that_of_the_base_bit_for_bit(name: str, meth
         network.eval()
 
 
-@pytest.mark.parametrize("factors", ["raw", "orthonormal"])
+@pytest.mark.parametrize("factors", ["raw", "orthonormal", "relative"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_core_is_trained_and_the_output_depends_on_it(name: str, factors: str) -> None:
     network, image, expected, head = base(name)
@@ -270,7 +270,7 @@ def test_taps_reach_a_filter_that_mixtures_of_existing_filters_do_not() -> None:
     assert missed("flat") > 0.5
 
 
-@pytest.mark.parametrize("factors", ["raw", "orthonormal"])
+@pytest.mark.parametrize("factors", ["raw", "orthonormal", "relative"])
 def test_a_rank_above_the_sides_is_cut(factors: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 5), nn.Linear(5, 3)).eval()

@@ -202,7 +202,7 @@ def test_rate_with_the_highest_dice_is_taken_and_the_smaller_of_equal_ones(
         assert rate["factor"] == 1 and rate["lr_whole"] == 1e-3 and not rate["at_edge"]
         assert [trial["dice"] for trial in rate["trials"]] == [0.2, 0.6, 0.4]
     for rate in methods["compact"]["rates"]:
-        assert rate["lr_core"] == pytest.approx(3e-2 * 10**-0.5) and rate["at_edge"]
+        assert rate["lr_core"] == pytest.approx(6e-3 * 10**-0.5) and rate["at_edge"]
     assert "edge of the grid" in (out / "report.html").read_text(encoding="utf-8")
 
 

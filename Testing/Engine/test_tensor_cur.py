@@ -172,7 +172,7 @@ def test_orthonormal_factors_are_bases_of_the_raw_ones(n: int) -> None:
             assert (mine - whole[frequency]).abs().max() < 1e-5 * whole.abs().max()
 
 
-@pytest.mark.parametrize("mode", ["raw", "orthonormal"])
+@pytest.mark.parametrize("mode", ["raw", "orthonormal", "relative"])
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_change_stays_real(n: int, mode: FactorMode) -> None:
     stack, core = normal(n, 8, 10, seed=n), normal(n, 4, 4, seed=7).float()
@@ -204,12 +204,20 @@ def test_raw_and_orthonormal_factors_reach_the_same_changes(n: int) -> None:
 def test_orthonormal_change_does_not_depend_on_the_size_of_the_weights() -> None:
     stack, core = normal(3, 8, 8), normal(3, 2, 2, seed=1).float()
     rows, columns = select_rows_and_columns(stack, 2)
-    small, large = (low_rank_change(cur_factors(s, rows, columns), core) for s in (stack, 1000 * stack))
+    small, large = (low_rank_change(cur_factors(s, rows, columns, "orthonormal"), core) for s in (stack, 1000 * stack))
     assert torch.allclose(small, large, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_norm_of_a_core_is_that_of_the_relative_change(n: int, size: float) -> None:
+    stack, core = size * normal(n, 8, 10, seed=n), normal(n, 4, 4, seed=7).float()
+    change = low_rank_change(cur_factors(stack, *select_rows_and_columns(stack, 4), "relative"), core)
+    assert change.norm() / stack.norm() == pytest.approx(core.norm().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("mode", ["raw", "orthonormal"])
+@pytest.mark.parametrize("mode", ["raw", "orthonormal", "relative"])
 def test_weights_of_zero_give_finite_changes(n: int, mode: FactorMode) -> None:
     stack = torch.zeros(n, 4, 4)
     factors = cur_factors(stack, *select_rows_and_columns(stack, 2), mode)
