@@ -76,6 +76,12 @@ class TensorCurConfig:
     stacks: tuple[StackSpec, ...] | None = field(default=None, repr=False)
     seed: int = 0
 
+    @property
+    def has_new_channels(self) -> bool:
+        """Whether a channel starts from none of the base's, or shares one with another, and has far to go."""
+        sources = [channel.source for channel in self.channels or ()]
+        return None in sources or len(set(sources)) < len(sources)
+
     def __post_init__(self) -> None:
         if self.r < 1:
             raise InputError(f"The rank is {self.r}, but it must be at least 1.", "Choose for example 8.", "bad_rank")
@@ -164,6 +170,9 @@ class AdaptedModel(Protocol):
 
     def whole_parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained as they are."""
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of them that make the output channels."""
 
     def trained_state(self) -> dict[str, Tensor]:
         """A copy of what an adapter file holds."""
@@ -365,6 +374,11 @@ class TensorCurModel(nn.Module):
     def whole_parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained as they are."""
         return list(self.whole.values())
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of them that belong to the head."""
+        names = {_key(f"{self.config.head}.{part}") for part in ("weight", "bias")}
+        return [value for name, value in self.whole.items() if name in names]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Collect what an adapter file holds: index sets, cores, and the parameters trained whole."""

@@ -132,6 +132,10 @@ class LoraModel(nn.Module):
         """The parameters that are trained as they are."""
         return self.inner.whole_parameters()
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of them that belong to the head."""
+        return self.inner.head_parameters()
+
     def trained_state(self) -> dict[str, Tensor]:
         """Collect the factors and the parameters trained whole."""
         factors = {name: parameter.detach().cpu().clone() for name, parameter in self._factors()}

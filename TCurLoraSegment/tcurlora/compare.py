@@ -253,6 +253,7 @@ class _Comparison:
             steps=self.steps,
             lr_core=method.lr_core * factor,
             lr_whole=method.lr_whole * factor,
+            lr_new_head=TrainingSettings.lr_new_head * factor,
             patience=self.steps,
             seed=seed,
         )

@@ -53,6 +53,7 @@ class TrainingSettings:
         batch: patches a step.
         lr_core: peak learning rate of the cores.
         lr_whole: peak learning rate of parameters that are trained whole.
+        lr_new_head: the same of a head whose channels have to become something else than the base's.
         weight_decay: of parameters that are trained whole; decay of a core would pull towards the base.
         warmup: fraction of the steps in which the learning rate rises.
         check_every: steps between checks of the best weights; each also writes a checkpoint.
@@ -64,6 +65,7 @@ class TrainingSettings:
     batch: int = 2
     lr_core: float = 6e-3
     lr_whole: float = 1e-3
+    lr_new_head: float = 3e-2
     weight_decay: float = 1e-2
     warmup: float = 0.1
     check_every: int = 20
@@ -249,12 +251,15 @@ def _stalled(result: TrainingResult, settings: TrainingSettings) -> bool:
 
 
 def _optimizer(model: AdaptedModel, settings: TrainingSettings) -> torch.optim.Optimizer:
-    cores, whole = model.cores(), model.whole_parameters()
+    cores, head = model.cores(), model.head_parameters() if model.config.has_new_channels else []
+    whole = [parameter for parameter in model.whole_parameters() if all(parameter is not other for other in head)]
     groups: list[dict[str, Any]] = []
     if cores:
         groups.append({"params": cores, "peak": settings.lr_core, "weight_decay": 0.0})
     if whole:
         groups.append({"params": whole, "peak": settings.lr_whole, "weight_decay": settings.weight_decay})
+    if head:
+        groups.append({"params": head, "peak": settings.lr_new_head, "weight_decay": settings.weight_decay})
     return torch.optim.AdamW(groups, lr=0.0)
 
 

@@ -60,7 +60,7 @@ def merged(bundle: Path, adapter: Path) -> nn.Module:
 
 def test_adapters_in_turns_give_what_merged_copies_give(bundle: Path, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {}, {"channels": MORE}, {"r": 3}, {"selection": "random"}, {"alpha": 2.0}]
-    changes += [{"selection": "random"}, {"factors": "raw"}, {"modules_to_save": ("conv_init",)}]
+    changes += [{"selection": "random"}, {"factors": "raw"}, {"modules_to_save": ("convInit",)}]
     adapters = [save(bundle, tmp_path / str(n), n, **change) for n, change in enumerate(changes)]
     cache, plain = SegmenterCache(), load_base_model(bundle).build(trial=False)
     opened = [cache.open(str(adapter), str(bundle), "cpu") for adapter in adapters]

@@ -19,6 +19,7 @@ from tcurlora.adapter import TensorCurConfig, TensorCurModel
 from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError, MemoryExhausted, TCurLoraError
 from tcurlora.events import NullEvents
+from tcurlora.labels import Channel
 from tcurlora.preprocessing import CachedCase
 from tcurlora.presets import training_settings
 from tcurlora.training import TrainingResult, TrainingSettings, augmentation, learning_rate_factor, train
@@ -256,6 +257,23 @@ def test_too_little_memory_for_two_patches_goes_on_with_one(
         # Sums of another order, which the first steps of Adam magnify.
         torch.testing.assert_close(crowded.trained_state()[name], value, atol=1e-4, rtol=0)
     assert not same(crowded.trained_state(), make(1).trained_state())
+
+
+@pytest.mark.parametrize(
+    ("sources", "new"),
+    [((0, 1, 2), False), ((0, 2, 1), False), ((0, 1, 1), True), ((0, 1, 2, None), True)],
+)
+def test_head_that_has_far_to_go_takes_larger_steps(bundle: Path, sources: tuple[int | None, ...], new: bool) -> None:
+    channels = tuple(Channel(f"channel {number}", source) for number, source in enumerate(sources))
+    config = TensorCurConfig(head="conv_final.2.conv", channels=channels, modules_to_save=("convInit",))
+    model = TensorCurModel(load_base_model(bundle).build(), config)
+    groups = training._optimizer(model, settings(lr_new_head=0.5)).param_groups
+    peak_of = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    head = {id(parameter) for parameter in model.head_parameters()}
+    assert len(head) == 2 and len(peak_of) == len(model.cores()) + len(model.whole_parameters())
+    assert {peak_of[id(core)] for core in model.cores()} == {1e-2}
+    assert {peak_of[number] for number in head} == {0.5 if new else 3e-3}
+    assert {peak_of[id(p)] for p in model.whole_parameters() if id(p) not in head} == {3e-3}
 
 
 def test_too_little_memory_for_one_patch_is_said(bundle: Path, cases: list[CachedCase]) -> None:
