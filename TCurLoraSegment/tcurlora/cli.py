@@ -180,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     rates = compare.add_mutually_exclusive_group()
     rates.add_argument("--lr-trials", type=_positive, default=3, help="learning rates tried for each method; 1: none")
     rates.add_argument("--rates-of", default="", help="another comparison of the same splits, whose rates are taken")
+    compare.add_argument("--score-at", default="", help="steps after which to score too, such as 100,200")
     compare.add_argument("--test", default="", help="cases to test on, instead of a part of --data")
     compare.add_argument("--own-data", default="", help="cases of the base's own site, to see what is lost there")
     compare.add_argument("--own-labels", default="", help="names of label values in --own-data")
@@ -392,9 +393,10 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         minutes=options.minutes,
         folds=options.folds,
         subjects=options.subjects,
-        seeds=_seeds(options.seeds),
+        seeds=_numbers(options.seeds, "--seeds") or (0,),
         lr_trials=options.lr_trials,
         rates_of=options.rates_of,
+        score_at=_numbers(options.score_at, "--score-at"),
         test=options.test,
         own_data=options.own_data,
         own_labels=options.own_labels,
@@ -503,11 +505,11 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(part.strip() for part in text.split(","))
-    if not all(seed.isdecimal() and int(seed) < 2**20 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds '{text}' is not a list of different whole numbers.", "Write 0,1,2.", "usage")
-    return tuple(int(seed) for seed in seeds)
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    numbers = tuple(part.strip() for part in text.split(",")) if text else ()
+    if not all(number.isdecimal() and int(number) < 2**20 for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(f"{option} '{text}' is not a list of different whole numbers.", "Write 0,1,2.", "usage")
+    return tuple(int(number) for number in numbers)
 
 
 def _minutes(text: str) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +68,13 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
         raise InputError(
             f"The reference '{reference}' is not among the methods.", "Add it to --methods.", "unknown_method"
         )
+    late = [step for step in request.score_at if step >= (request.steps or TrainingSettings.steps)]
+    if late and request.minutes is None:
+        raise InputError(
+            f"--score-at has step {late[0]}, but a training has {request.steps or TrainingSettings.steps} steps.",
+            "Give smaller ones; the end is scored in any case.",
+            "usage",
+        )
     out = Path(request.out)
     require_usable_folder(out)
     device = choose_device(request.device)
@@ -97,6 +103,7 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
         methods={name: run.method_for_report(name, counts[name]) for name in methods},
         rows=run.rows(records),
         curves={name: [r["curve"] for r in records if r["method"] == name] for name in methods},
+        rows_at=run.rows_on_the_way(records),
     )
     paths = write_report(out, results, run.real_names())
     result = {**paths, "summary": summary_words(results), "text": table_words(results)}
@@ -179,6 +186,12 @@ class _Comparison:
     def _run(self, name: str, split: Split, seed: int, key: str, factor: float | None) -> dict[str, Any]:
         model = self.model(name, seed)
         result, seconds = TrainingResult(), None
+
+        def score_on_the_way(step: int) -> None:
+            key_of_step = f"{key}-at-{step}"
+            if step in self.request.score_at and self.job.remembered(key_of_step) is None:
+                self.job.remember(key_of_step, self._test_scores(model, split))
+
         if factor is not None:
             clock = _Clock()
             result = self._train(
@@ -187,9 +200,10 @@ class _Comparison:
                 self._settings(name, factor, seed * 1000 + split.number),
                 Tee(self.events, clock),
                 self.job.path / f"{key}.safetensors",
+                score_on_the_way,
             )
             seconds = clock.seconds_per_step()
-        segmenter = self.site.segmenter(model, self.device)
+        on_the_way = {step: self.job.remembered(f"{key}-at-{step}") for step in self.request.score_at}
         return {
             "method": name,
             "split": split.number,
@@ -198,9 +212,14 @@ class _Comparison:
             "best_step": result.best_step,
             "curve": result.curve,
             "step_seconds": seconds,
-            "test": [asdict(score) for score in score_cases(segmenter, split.test, self.site.structures)],
-            "own": [asdict(score) for score in self.own.score(segmenter)] if self.own else [],
+            "test": self._test_scores(model, split),
+            "at_steps": [{"step": step, "test": scores} for step, scores in on_the_way.items() if scores is not None],
+            "own": [asdict(s) for s in self.own.score(self.site.segmenter(model, self.device))] if self.own else [],
         }
+
+    def _test_scores(self, model: AdaptedModel, split: Split) -> list[dict[str, Any]]:
+        segmenter = self.site.segmenter(model, self.device)
+        return [asdict(score) for score in score_cases(segmenter, split.test, self.site.structures)]
 
     def _rate(self, name: str, split: Split) -> dict[str, Any]:
         """Choose the learning rate on a part of the split's own training cases; its test cases are not looked at.
@@ -265,10 +284,11 @@ class _Comparison:
         settings: TrainingSettings,
         events: EventSink,
         checkpoint: Path | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> TrainingResult:
         cached = [self.cached[case.name] for case in cases]
         groups, roi_size = self.site.groups(model.config), self.site.base.preprocessing.roi_size
-        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint)
+        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step)
 
     def _short_training(self, name: str, steps: int) -> None:
         settings = replace(self._settings(name, 1.0, 0), steps=steps, check_every=steps)
@@ -397,6 +417,20 @@ class _Comparison:
                     rows.append(Row(part=part, subject=subject, case=case, **where, **rest))
         return rows
 
+    def rows_on_the_way(self, records: Sequence[Mapping[str, Any]]) -> dict[int, list[Row]]:
+        """The scores of the test cases after each step of `score_at`."""
+        return {
+            step: self.rows(
+                [
+                    {**record, "test": point["test"], "own": []}
+                    for record in records
+                    for point in record.get("at_steps", ())
+                    if point["step"] == step
+                ]
+            )
+            for step in sorted(self.request.score_at)
+        }
+
     def real_names(self) -> dict[str, str]:
         """The name behind each number, for the table that stays at the site."""
         return {alias: name for (_, name), (_, alias) in self.aliases().items()}
@@ -421,8 +455,11 @@ class _Clock:
 def _open_job(out: Path, request: CompareRequest, inputs: Mapping[str, Any]) -> JobFolder:
     if not (out / "job.json").is_file():
         return JobFolder.start(out, "compare", request.binding(), inputs)
+    begun, asked = CompareRequest.begun(out), request.binding()
+    if begun and begun[0].binding() == asked:
+        asked = begun[1]
     try:
-        return JobFolder.resume(out, "compare", json.loads(json.dumps(request.binding())), inputs)
+        return JobFolder.resume(out, "compare", asked, inputs)
     except InputError as error:
         raise InputError(
             f"'{out}' holds a comparison of other files or with other options.",

@@ -39,6 +39,7 @@ class CompareRequest:
         seeds: each method is trained once with each.
         lr_trials: learning rates that are tried for each method; 1 takes the method's own.
         rates_of: folder of another comparison of the same splits, whose learning rates are taken instead.
+        score_at: steps after which the test cases are scored too, on the way.
         test: folder or datalist of cases to test on, instead of a part of `data`.
         own_data: folder or datalist of cases of the base's own site, to see what is lost there.
         own_labels: names of label values there.
@@ -59,6 +60,7 @@ class CompareRequest:
     seeds: tuple[int, ...] = (0,)
     lr_trials: int = 3
     rates_of: str = ""
+    score_at: tuple[int, ...] = ()
     test: str = ""
     own_data: str = ""
     own_labels: str = ""
@@ -67,8 +69,22 @@ class CompareRequest:
     device: str = "auto"
 
     def binding(self) -> dict[str, Any]:
-        """What must stay the same when a comparison goes on; methods and seeds may be added."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "methods", "reference", "seeds")}
+        """What must stay the same when a comparison goes on, as JSON types; methods and seeds may be added."""
+        free = ("out", "methods", "reference", "seeds")
+        content: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
+        return content
+
+    @classmethod
+    def begun(cls, folder: Path) -> tuple[CompareRequest, dict[str, Any]] | None:
+        """Read what a comparison was begun with: the request, and how it is written there; None where there is none.
+
+        One that an earlier version began lacks later options, which then have their defaults.
+        """
+        try:
+            written = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["request"])
+            return cls(**{"out": str(folder), **written}), written
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -159,13 +175,12 @@ def open_tuning(request: CompareRequest, methods: Iterable[str], splits: int) ->
         InputError: when it is none, was made of other splits, or has not chosen all the rates.
     """
     folder = Path(request.rates_of)
-    try:
-        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        other = CompareRequest(**{"out": str(folder), **content["request"]})
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    begun = CompareRequest.begun(folder)
+    if begun is None:
         raise InputError(
             f"--rates-of: '{folder}' is not the folder of a comparison.", "Give one that compare wrote.", "no_rates"
-        ) from error
+        )
+    other, _ = begun
     for key in ("base", "data", "labels", "mapping", "folds", "subjects", "test"):
         if json.dumps(getattr(other, key)) != json.dumps(getattr(request, key)):
             raise InputError(

@@ -19,6 +19,7 @@ def build_results(
     methods: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Row],
     curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    rows_at: Mapping[int, Sequence[Row]] | None = None,
 ) -> dict[str, Any]:
     """Put together what `results.json` holds.
 
@@ -27,10 +28,11 @@ def build_results(
         methods: what each method is and costs.
         rows: the scores of all runs.
         curves: for each method the curve of each run.
+        rows_at: scores of the test cases on the way, by step.
 
     Returns:
         schema, settings, methods, `test` and `own` (summary of each method by structure, and differences from the
-        reference; on the base's own data from the base), curves and scores.
+        reference; on the base's own data from the base), curves, mean Dice by step, and scores.
     """
     reference = settings["reference"]
     # The runs that a spread is taken over must be tested on the same cases: folds are not, draws nearly are.
@@ -45,6 +47,7 @@ def build_results(
         "methods": {name: dict(entry) for name, entry in methods.items()},
         **parts,
         "curves": {name: _mean_curve(lines) for name, lines in curves.items() if any(lines)},
+        "dice_by_step": _dice_by_step(parts["test"], settings["steps"], rows_at) if rows_at else {},
         "scores": [asdict(row) for row in rows],
     }
 
@@ -144,6 +147,22 @@ def _part(rows: Sequence[Row], methods: Sequence[str], against: str, runs: Seque
         for measure in MEASURES
     }
     return {"against": against, "summary": summary, "differences": differences, "cases": cases}
+
+
+def _dice_by_step(
+    test: Mapping[str, Any] | None, steps: int, rows_at: Mapping[int, Sequence[Row]]
+) -> dict[str, list[dict[str, float]]]:
+    """Mean Dice of the test cases on the way and at the end, where the weights are those that were kept."""
+    courses: dict[str, list[dict[str, float]]] = {}
+    for step, rows in sorted(rows_at.items()):
+        for method, group in case_values(rows, "dice").items():
+            if mine := group.get(MEAN):
+                courses.setdefault(method, []).append({"step": step, "dice": statistics.fmean(mine.values())})
+    for method, course in courses.items():
+        mean = (test or {})["summary"][method][MEAN].get("dice")
+        if mean:
+            course.append({"step": steps, "dice": mean["mean"]})
+    return courses
 
 
 def _mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +131,7 @@ def train(
     device: torch.device,
     events: EventSink,
     checkpoint: Path | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainingResult:
     """Train a model and leave the best weights in it.
 
@@ -147,6 +148,8 @@ def train(
         device: where to train.
         events: told of progress.
         checkpoint: file to resume from and to write to.
+        after_step: called with the number of each step, when the model is as that step left it. After an interruption
+            it is called again for the steps since the last checkpoint.
 
     Raises:
         MemoryExhausted: when memory runs out also with one patch at a time.
@@ -234,6 +237,8 @@ def train(
         if time.monotonic() - last_loss_at >= SECONDS_BETWEEN_LOSSES:
             events.emit("metric", name="loss", value=round(loss, 4), step=step + 1)
             last_loss_at = time.monotonic()
+        if after_step:  # before the checkpoint, so that no step is left out when it is broken off between the two
+            after_step(step + 1)
         if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
             monitored = monitor_loss()
             events.emit("metric", name="monitor_loss", value=round(monitored, 4), step=step + 1)

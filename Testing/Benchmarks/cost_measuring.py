@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 
 T = TypeVar("T")
 MIB = 2**20
+RETURNING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 @dataclass
@@ -62,9 +65,17 @@ def in_turns(
     return times
 
 
-def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Do the work in a new process, whose memory nothing else has touched."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def in_own_process(work: Callable[..., T], *arguments: Any, returning_memory: bool = False) -> T:
+    """Do the work in a new process, whose memory nothing else has touched.
+
+    Args:
+        work: what to do; a function of a module.
+        arguments: for it.
+        returning_memory: whether freed blocks go back to the system at once (by glibc). Growth is then what is held;
+            otherwise it is also what the allocator happens to keep for later.
+    """
+    changes = RETURNING_MEMORY if returning_memory else {}
+    with patch.dict(os.environ, changes), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 

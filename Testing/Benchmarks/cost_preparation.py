@@ -28,7 +28,7 @@ def measure(folder: Path, counts: tuple[int, ...]) -> Section:
     """
     rows = []
     for count in counts:
-        first, again, peak = in_own_process(prepare, folder / str(count), count)
+        first, again, peak = in_own_process(prepare, folder / str(count), count, returning_memory=True)
         rows.append(
             {"cases": count, "first, processor s a case": first, "cached, s a case": again, "peak, MiB": peak / MIB}
         )
@@ -39,7 +39,7 @@ def measure(folder: Path, counts: tuple[int, ...]) -> Section:
         [
             Figure(f"time a case, {counts[-1]} against {counts[0]} cases", many[time_name] / few[time_name], "", 1.2),
             Figure("cached against first", many["cached, s a case"] / many[time_name], "", 0.1),
-            # A case of this size takes 2 MiB; 5 MiB is what an allocator may be off by.
+            # A case of this size takes 2 MiB.
             Figure(
                 f"peak memory of {counts[-1]} cases beyond {counts[0]}", many[peak_name] - few[peak_name], "MiB", 5.0
             ),

@@ -321,6 +321,56 @@ def test_broken_off_in_a_training_it_ends_like_an_unbroken_one(
     assert not list(out.rglob("*.safetensors")) and not list(out.rglob("*.tmp"))
 
 
+def test_comparison_of_an_earlier_version_goes_on(finished: Path, request_for: Any) -> None:
+    """One that was begun before an option came lacks it; whoever does not use it can go on."""
+    file = finished / "job.json"
+    before = file.read_bytes()
+    content = json.loads(before)
+    for later in ("rates_of", "score_at"):
+        del content["request"][later]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    again = Watched()
+    try:
+        again.run(request_for(finished))
+        assert not again.calls
+        with pytest.raises(InputError, match="other options"):
+            run_compare(request_for(finished, score_at=(2,)), NullEvents())
+    finally:
+        file.write_bytes(before)
+
+
+def test_dice_on_the_way_is_told_and_changes_nothing(
+    finished: Path, workplace: Path, request_for: Any, recorder: Any
+) -> None:
+    out, stage = workplace / "on the way", [""]
+
+    def stop(kind: str, fields: dict[str, Any]) -> bool:
+        stage[0] = fields["name"] if kind == "stage" else stage[0]
+        return kind == "progress" and stage[0] == "run-lora-2-0" and fields["step"] == 4
+
+    request = request_for(out, score_at=(1, 3))
+    with pytest.raises(KeyboardInterrupt):
+        run_compare(request, recorder(stop))
+    rest = Watched()
+    rest.run(request)
+    # The training is done again from its start, as no checkpoint was due, but what was scored is not scored again.
+    assert len(rest.of("score", "run-lora-2-0")) == 1 and len(rest.of("score", "run-compact-2-0")) == 3
+    assert scores_of(out) == scores_of(finished)
+    courses = results_of(out)["dice_by_step"]
+    assert set(courses) == set(METHODS)
+    for method, course in courses.items():
+        assert [point["step"] for point in course] == [1, 3, 4]
+        means = []
+        for split in (1, 2):
+            done = json.loads((out / "done" / f"run-{method}-{split}-0-at-3.json").read_text(encoding="utf-8"))
+            means += [score["dice"] for score in done["value"]]
+        assert course[1]["dice"] == pytest.approx(sum(means) / len(means))
+        assert course[2]["dice"] == results_of(out)["test"]["summary"][method]["mean"]["dice"]["mean"]
+    page = assert_self_contained((out / "report.html").read_text(encoding="utf-8"))
+    assert "Dice against steps" in page.text and "step 3" in page.text
+    assert "Dice against steps" not in (finished / "report.html").read_text(encoding="utf-8")
+
+
 def test_another_comparison_in_the_folder_is_left_alone(
     finished: Path, workplace: Path, request_for: Any, tree: Callable[[Path], Any]
 ) -> None:
@@ -497,6 +547,8 @@ BAD = {
     "bad rank": ("--methods lora@x", "'x'"),
     "reference": ("--methods decoder --reference lora", "lora"),
     "seeds": ("--seeds 1,one", "1,one"),
+    "no number of steps": ("--score-at 2,x", "2,x"),
+    "scored beyond the end": ("--score-at 2,9 --steps 9", "step 9"),
     "steps and minutes": ("--steps 3 --minutes 3", "--minutes"),
     "one fold": ("--folds 1", "--folds"),
     "too many subjects": ("--subjects 4", "--subjects 4"),
