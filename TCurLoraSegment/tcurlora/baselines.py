@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tcurlora.adapter import KINDS, AdaptedModel, CoreStack, TensorCurConfig, TensorCurModel
 from tcurlora.errors import InputError
-from tcurlora.presets import COMPACT_RANK
+from tcurlora.presets import COMPACT_CORE_DECAY, COMPACT_RANK
 from tcurlora.stacks import Slice, StackSpec, find_stacks, gather, matches
 from tcurlora.tensor_cur import Factors, cur_factors
 
@@ -36,6 +36,7 @@ class Method:
         preset: which layers it changes and what it trains whole; one of `presets.PRESETS`.
         lr_core: middle of the grid of peak learning rates for what changes frozen weights.
         lr_whole: the same for what is trained whole.
+        core_decay: of what changes frozen weights.
         changes: fields of the preset's configuration that differ.
         rank: used where the user names none.
         make: turns the network, its configuration and a seed into a model.
@@ -47,6 +48,7 @@ class Method:
     preset: str
     lr_core: float
     lr_whole: float
+    core_decay: float = 0.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 8
     make: Callable[[nn.Module, TensorCurConfig], AdaptedModel] = TensorCurModel
@@ -306,7 +308,9 @@ METHODS: dict[str, Method] = {
     "base": Method("the base model as it is", "compact", 0.0, 0.0, trained=False),
     "decoder": Method("decoder and head trained whole", "decoder", 0.0, 1e-3),
     "full": Method("everything trained whole", "full", 0.0, 5e-4),
-    "compact": _compact("tCURLoRA, kernels by taps, relative factors; head", rank=COMPACT_RANK),
+    "compact": _compact(
+        "tCURLoRA, kernels by taps, relative factors; head", core_decay=COMPACT_CORE_DECAY, rank=COMPACT_RANK
+    ),
     "compact-orthonormal": _compact(
         "tCURLoRA, as compact with orthonormal factors; head",
         lr_core=3e-2,
@@ -323,13 +327,17 @@ METHODS: dict[str, Method] = {
         "paper",
         1e-2,
         1e-3,
-        {"factors": "orthonormal"},
+        changes={"factors": "orthonormal"},
     ),
     "random": _compact(
-        "control: as compact, rows and columns drawn at random", changes={"selection": "random"}, rank=COMPACT_RANK
+        "control: as compact, rows and columns drawn at random",
+        core_decay=COMPACT_CORE_DECAY,
+        changes={"selection": "random"},
+        rank=COMPACT_RANK,
     ),
     "gaussian": _compact(
         "control: as compact, random factors that know nothing of the base",
+        core_decay=COMPACT_CORE_DECAY,
         rank=COMPACT_RANK,
         make=_gaussian,
     ),

@@ -273,6 +273,7 @@ class _Comparison:
             lr_core=method.lr_core * factor,
             lr_whole=method.lr_whole * factor,
             lr_new_head=TrainingSettings.lr_new_head * factor,
+            core_decay=method.core_decay,
             patience=self.steps,
             seed=seed,
         )

@@ -22,6 +22,7 @@ PRESETS = ("compact", "paper", "decoder", "full")
 DEFAULT_PRESET = "compact"
 KERNELS = ("convolution", "transposed")
 COMPACT_RANK = 4
+COMPACT_CORE_DECAY = 1.0
 
 
 def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
@@ -58,14 +59,14 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
 
 
 def training_settings(name: str, seed: int = 0) -> TrainingSettings:
-    """Say how a preset is trained; raw factors need the paper's small learning rate, relative ones a larger one.
+    """Say how a preset is trained: raw factors need the paper's small learning rate, relative ones a larger one and decay.
 
     Raises:
         InputError: for an unknown preset.
     """
     _require_known(name)
     settings = {
-        "compact": TrainingSettings(lr_core=6e-3, lr_whole=3e-3),
+        "compact": TrainingSettings(lr_core=6e-3, lr_whole=3e-3, core_decay=COMPACT_CORE_DECAY),
         "paper": TrainingSettings(lr_core=1e-3, lr_whole=1e-3),
         "decoder": TrainingSettings(lr_whole=1e-3),
         "full": TrainingSettings(lr_whole=5e-4),

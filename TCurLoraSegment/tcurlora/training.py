@@ -54,7 +54,8 @@ class TrainingSettings:
         lr_core: peak learning rate of the cores.
         lr_whole: peak learning rate of parameters that are trained whole.
         lr_new_head: the same of a head whose channels have to become something else than the base's.
-        weight_decay: of parameters that are trained whole; decay of a core would pull towards the base.
+        weight_decay: of parameters that are trained whole.
+        core_decay: of the cores, which pulls the weights towards the base's.
         warmup: fraction of the steps in which the learning rate rises.
         check_every: steps between checks of the best weights; each also writes a checkpoint.
         patience: checks without a better loss after which training ends early.
@@ -67,6 +68,7 @@ class TrainingSettings:
     lr_whole: float = 1e-3
     lr_new_head: float = 3e-2
     weight_decay: float = 1e-2
+    core_decay: float = 0.0
     warmup: float = 0.1
     check_every: int = 20
     patience: int = 5
@@ -260,7 +262,7 @@ def _optimizer(model: AdaptedModel, settings: TrainingSettings) -> torch.optim.O
     whole = [parameter for parameter in model.whole_parameters() if all(parameter is not other for other in head)]
     groups: list[dict[str, Any]] = []
     if cores:
-        groups.append({"params": cores, "peak": settings.lr_core, "weight_decay": 0.0})
+        groups.append({"params": cores, "peak": settings.lr_core, "weight_decay": settings.core_decay})
     if whole:
         groups.append({"params": whole, "peak": settings.lr_whole, "weight_decay": settings.weight_decay})
     if head:

@@ -100,7 +100,8 @@ def measure(subject_name: str, device: torch.device, rounds: int, methods: Seque
     """
     threads = torch.get_num_threads()
     memory = {
-        method: in_own_process(step_memory, subject_name, method, str(device), threads) / MIB for method in methods
+        method: in_own_process(step_memory, subject_name, method, str(device), threads, returning_memory=True) / MIB
+        for method in methods
     }
     subject = make_subject(subject_name)
     subject.network.to(device)

@@ -27,7 +27,7 @@ from tcurlora.baselines import (
 )
 from tcurlora.errors import InputError
 from tcurlora.memory import peak_bytes
-from tcurlora.presets import preset
+from tcurlora.presets import PRESETS, preset, training_settings
 
 pytest.importorskip("peft")
 HEAD = "out.conv.conv"
@@ -58,6 +58,14 @@ def disturb(model: Any) -> None:
     with torch.no_grad():
         for parameter in (*model.cores(), *model.whole_parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_compared_as_it_is_adapted_with(name: str, network: nn.Module) -> None:
+    method, settings = METHODS[name], training_settings(name)
+    assert method.preset == name and method.rank == (preset(name, network).r if method.lr_core else method.rank)
+    assert (method.lr_whole, method.core_decay) == (settings.lr_whole, settings.core_decay)
+    assert method.lr_core in (0.0, settings.lr_core) and bool(method.lr_core) == bool(make(name, network).cores())
 
 
 @pytest.mark.parametrize("name", METHODS)

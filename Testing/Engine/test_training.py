@@ -259,6 +259,21 @@ def test_too_little_memory_for_two_patches_goes_on_with_one(
     assert not same(crowded.trained_state(), make(1).trained_state())
 
 
+def test_decay_pulls_the_cores_towards_the_base(bundle: Path, cases: list[CachedCase]) -> None:
+    free, held = adapted(bundle), adapted(bundle)
+    run(free, cases)
+    run(held, cases, core_decay=30.0)
+    far, near = (sum(float(core.detach().norm()) for core in model.cores()) for model in (free, held))
+    assert 0 < near < 0.9 * far
+    decays = {
+        id(p): group["weight_decay"]
+        for group in training._optimizer(held, settings()).param_groups
+        for p in group["params"]
+    }
+    assert {decays[id(core)] for core in held.cores()} == {0.0}
+    assert {decays[id(parameter)] for parameter in held.whole_parameters()} == {1e-2}
+
+
 @pytest.mark.parametrize(
     ("sources", "new"),
     [((0, 1, 2), False), ((0, 2, 1), False), ((0, 1, 1), True), ((0, 1, 2, None), True)],
