@@ -59,7 +59,7 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
 
 
 def training_settings(name: str, seed: int = 0) -> TrainingSettings:
-    """Say how a preset is trained: raw factors need the paper's small learning rate, relative ones a larger one and decay.
+    """Say how a preset is trained: raw factors need the paper's small learning rate, relative ones a larger one.
 
     Raises:
         InputError: for an unknown preset.
