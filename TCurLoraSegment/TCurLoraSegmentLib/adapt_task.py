@@ -17,6 +17,7 @@ from TCurLoraSegmentLib.requests import LEAVE_OUT, AdaptSettings
 from TCurLoraSegmentLib.scene_cases import CasePair
 from TCurLoraSegmentLib.scene_export import CaseExport, export_cases
 from TCurLoraSegmentLib.worker import Outcome, Worker
+from TCurLoraSegmentLib.worker_task import WorkerTask
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Adapted:
     warnings: tuple[str, ...] = ()
 
 
-class AdaptTask:
+class AdaptTask(WorkerTask[Adapted]):
     """One adaptation in a process of its own; `poll` must be called until `running` is false.
 
     Args:
@@ -67,7 +68,6 @@ class AdaptTask:
         self._case_names = dict(context["case_names"])
         self._warnings = tuple(map(str, context.get("warnings", ())))
         self._on_finished = on_finished
-        self.finished: Adapted | None = None
         arguments = [*context["arguments"], *(["--resume"] if resume else [])]
         self._worker = Worker(
             engine.command(*arguments),
@@ -77,33 +77,6 @@ class AdaptTask:
             on_event=on_event,
             on_finished=self._finish,
         )
-
-    @property
-    def running(self) -> bool:
-        """Whether the worker runs, or its end is still to be told."""
-        return self._worker.running
-
-    def start(self) -> None:
-        """Start the worker."""
-        self._worker.start()
-
-    def poll(self) -> bool:
-        """Hand over events and the end; tells whether it still runs."""
-        return self._worker.poll()
-
-    def wait(self, timeout_s: float | None = None) -> Adapted:
-        """Wait for the end; for scripts."""
-        self._worker.wait(timeout_s)
-        assert self.finished is not None
-        return self.finished
-
-    def cancel(self) -> None:
-        """Ask the worker to end; it is ended by force when it does not."""
-        self._worker.cancel()
-
-    def kill(self) -> None:
-        """End the worker at once."""
-        self._worker.kill()
 
     def _finish(self, outcome: Outcome) -> None:
         adapter, report = None, None

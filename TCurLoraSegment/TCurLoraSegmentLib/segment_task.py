@@ -16,8 +16,9 @@ from TCurLoraSegmentLib.jobs import Job, new_job
 from TCurLoraSegmentLib.requests import SegmentSettings
 from TCurLoraSegmentLib.scene_export import export_volume, volume_problem
 from TCurLoraSegmentLib.scene_import import Placement, capture, import_segmentation, import_uncertainty
-from TCurLoraSegmentLib.warm_worker import WarmRequest, WarmWorker
+from TCurLoraSegmentLib.warm_worker import WarmWorker
 from TCurLoraSegmentLib.worker import Outcome, Worker
+from TCurLoraSegmentLib.worker_task import WorkerTask
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Segmented:
     messages: list[str] = field(default_factory=list)
 
 
-class SegmentTask:
+class SegmentTask(WorkerTask[Segmented]):
     """Segments volumes in another process; `poll` must be called until `running` is false.
 
     What is needed of the nodes is captured at the start: a node that is deleted or renamed meanwhile does no harm.
@@ -71,7 +72,6 @@ class SegmentTask:
         if problems:
             raise UserError(" ".join(problems))
         self.settings = settings
-        self.finished: Segmented | None = None
         self._on_finished = on_finished
         self._output_id = output.GetID() if output else ""
         self._output_name = output.GetName() if output else ""
@@ -87,7 +87,7 @@ class SegmentTask:
                 scans.append(scan)
             arguments = settings.arguments(scans, self.job.results, self.job.path)
             job, finish = self.job.path, self._finish
-            self._worker: Worker | WarmRequest = (
+            self._worker = (
                 Worker(engine.command(*arguments), engine.environment(), job=job, on_event=on_event, on_finished=finish)
                 if warm is None
                 else warm.request(engine, arguments, job=job, on_event=on_event, on_finished=finish)
@@ -96,32 +96,9 @@ class SegmentTask:
             self.job.delete()
             raise
 
-    @property
-    def running(self) -> bool:
-        """Whether the worker runs, or its end is still to be told."""
-        return self._worker.running
-
-    def start(self) -> None:
-        """Start the worker."""
-        self._worker.start()
-
-    def poll(self) -> bool:
-        """Hand over events and the end; tells whether it still runs."""
-        return self._worker.poll()
-
-    def wait(self, timeout_s: float | None = None) -> Segmented:
-        """Wait for the end; for scripts."""
-        self._worker.wait(timeout_s)
-        assert self.finished is not None
-        return self.finished
-
-    def cancel(self) -> None:
-        """Ask the worker to end; it is ended by force when it does not."""
-        self._worker.cancel()
-
     def kill(self) -> None:
         """End the worker at once; nobody waits for its result any more."""
-        self._worker.kill()
+        super().kill()
         self.job.delete()
 
     def scene_closed(self) -> None:
