@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from tcurlora.catalogue import find_base_folder
 from tcurlora.errors import InputError
 from tcurlora.labels import BACKGROUND, Structure
-from tcurlora.norms import replace_instance_norms
+from tcurlora.norms import replace_norms
 from tcurlora.preprocessing import INTENSITY, Preprocessing
 
 NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet")
@@ -136,7 +136,7 @@ class BaseModel:
             ) from error
         # The layout that convolutions run fastest in, on processors and on graphics cards.
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        replace_instance_norms(network)
+        replace_norms(network)
         network.eval()
         if trial:
             self._try(network)

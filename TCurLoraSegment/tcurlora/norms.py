@@ -1,6 +1,7 @@
-"""Instance normalization in the memory layout that convolutions on a processor are fastest in.
+"""Instance and group normalization in the memory layout that convolutions on a processor are fastest in.
 
-torch computes it there by way of the other layout, which copies every image twice and takes several times as long.
+torch computes the first there by way of the other layout, which copies every image twice, and the second with sums that
+lose what is small beside a large mean.
 """
 
 from __future__ import annotations
@@ -19,40 +20,71 @@ class InstanceNorm(nn.InstanceNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize each channel of each image: (batch, channels, x, y, z)."""
-        if input.device.type != "cpu" or input.dim() != 5 or not input.is_contiguous(memory_format=LAYOUT):
+        if not _is_in_layout(input):
             return super().forward(input)
-        output: Tensor = _Normalize.apply(input, self.eps)
-        if self.weight is None:
-            return output
-        return torch.addcmul(_per_channel(self.bias), output, _per_channel(self.weight))
+        return _normalized(input, input.shape[1], self.eps, self.weight, self.bias)
 
 
-def replace_instance_norms(network: nn.Module) -> None:
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` with the same parameters and, but for rounding, the same output and gradients."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize each group of channels of each image: (batch, channels, x, y, z)."""
+        if not _is_in_layout(input):
+            return super().forward(input)
+        return _normalized(input, self.num_groups, self.eps, self.weight, self.bias)
+
+
+def replace_norms(network: nn.Module) -> None:
     """Let a network normalize in this way where it normalizes images by their own statistics."""
     for module in network.modules():
         if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
             module.__class__ = InstanceNorm
+        elif type(module) is nn.GroupNorm:
+            module.__class__ = GroupNorm
+
+
+def _is_in_layout(images: Tensor) -> bool:
+    return images.device.type == "cpu" and images.dim() == 5 and images.is_contiguous(memory_format=LAYOUT)
+
+
+def _normalized(images: Tensor, groups: int, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    output: Tensor = _Normalize.apply(images, groups, eps)
+    if weight is None or bias is None:
+        return output
+    return torch.addcmul(_per_channel(bias), output, _per_channel(weight))
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, eps: float) -> Tensor:
-        mean = images.mean(SPACE, keepdim=True)
+    def forward(ctx: Any, images: Tensor, groups: int, eps: float) -> Tensor:
+        mean = _mean(images, groups)
         centred = images - mean
         # The mean is taken off before squares are summed: otherwise float32 loses what is small beside the mean.
-        scale = centred.square().mean(SPACE, keepdim=True).add_(eps).rsqrt_()
+        scale = _mean(centred.square(), groups).add_(eps).rsqrt_()
         # The input is kept, not the output, which MONAI's activations change in place.
         ctx.save_for_backward(images, mean, scale)
+        ctx.groups = groups
         return centred.mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         images, mean, scale = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=LAYOUT)
         output = (images - mean).mul_(scale)
-        along = (gradient * output).mean(SPACE, keepdim=True)
-        # What changes the mean or the scale of an image is lost in it.
-        return (gradient - gradient.mean(SPACE, keepdim=True)).sub_(output.mul_(along)).mul_(scale), None
+        along = _mean(gradient * output, ctx.groups)
+        # What changes the mean or the scale of a group is lost in it.
+        return (gradient - _mean(gradient, ctx.groups)).sub_(output.mul_(along)).mul_(scale), None, None
+
+
+def _mean(images: Tensor, groups: int) -> Tensor:
+    """The mean of each group of channels, for each of its channels: (batch, channels, 1, 1, 1)."""
+    means = images.mean(SPACE, keepdim=True)
+    channels = means.shape[1]
+    if groups == channels:
+        return means
+    of_groups: Tensor = means.unflatten(1, (groups, -1)).mean(2)
+    return of_groups.repeat_interleave(channels // groups, 1)
 
 
 def _per_channel(values: Tensor) -> Tensor:
