@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tcurlora.adapter import KINDS, AdaptedModel, CoreStack, TensorCurConfig, TensorCurModel
 from tcurlora.errors import InputError
-from tcurlora.presets import COMPACT_CORE_DECAY, COMPACT_RANK
+from tcurlora.presets import COMPACT_CORE_DECAY, COMPACT_RANK, decoder_modules
 from tcurlora.stacks import Slice, StackSpec, find_stacks, gather, matches
 from tcurlora.tensor_cur import Factors, cur_factors
 
@@ -294,6 +294,10 @@ def _gaussian(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
     return FactorModel(network, config, drawn)
 
 
+def _compact_decoder(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
+    return TensorCurModel(network, replace(config, target_modules=decoder_modules(network, "compact-decoder")))
+
+
 def _lora_matched(network: nn.Module, config: TensorCurConfig) -> AdaptedModel:
     budget = TensorCurModel(network, config).trained_counts()["cores"]
     rank, layers = matched_layers(lora_layers(network, replace(config, kinds=KINDS)), budget)
@@ -319,6 +323,12 @@ METHODS: dict[str, Method] = {
     ),
     "compact-raw": _compact(
         "tCURLoRA, as compact with raw factors; head", lr_core=1e-2, changes=_RAW, rank=COMPACT_RANK
+    ),
+    "compact-decoder": _compact(
+        "tCURLoRA, as compact, the decoder's kernels only; head",
+        core_decay=COMPACT_CORE_DECAY,
+        rank=COMPACT_RANK,
+        make=_compact_decoder,
     ),
     "compact-flat": _compact("tCURLoRA, all stacks, flat kernels, relative factors; head", changes=_ALL),
     "paper": Method("tCURLoRA, transformer's stacks, raw factors; decoder and head", "paper", 1e-3, 1e-3),

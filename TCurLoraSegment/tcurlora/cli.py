@@ -165,8 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         default=",".join(COMPARED),
         help=f"separated by commas, NAME@RANK for another rank (default: {','.join(COMPARED)}); "
-        "also lora-xs, curlora, gaussian, compact-orthonormal, compact-raw, compact-flat, paper-orthonormal, "
-        "paper-lora",
+        "also lora-xs, curlora, gaussian, compact-orthonormal, compact-raw, compact-decoder, "
+        "compact-flat, paper-orthonormal, paper-lora",
     )
     compare.add_argument("--reference", default="", help="method that the others are compared with (default: compact)")
     length = compare.add_mutually_exclusive_group()

@@ -46,16 +46,30 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
         return TensorCurConfig(**{"r": COMPACT_RANK, "kinds": KERNELS if convolutional else ("linear",), **changes})
     if name == "full":
         return TensorCurConfig(**{"kinds": (), "modules_to_save": (".*",), **changes})
-    decoder = DECODERS.get(type(network).__name__)
-    if decoder is None:
-        raise InputError(
-            f"The decoder of {type(network).__name__} is not known, so '{name}' cannot be used with it.",
-            "Choose the method 'compact', which needs no decoder.",
-            "unknown_decoder",
-        )
+    decoder = decoder_modules(network, name)
     if name == "decoder":
         return TensorCurConfig(**{"kinds": (), "modules_to_save": decoder, **changes})
     return TensorCurConfig(**{"kinds": ("linear",), "factors": "raw", "modules_to_save": decoder, **changes})
+
+
+def decoder_modules(network: nn.Module, method: str) -> tuple[str, ...]:
+    """Regular expressions for the modules of a network's decoder.
+
+    Args:
+        network: a MONAI network.
+        method: what needs to know them.
+
+    Raises:
+        InputError: where they are not known.
+    """
+    decoder = DECODERS.get(type(network).__name__)
+    if decoder is None:
+        raise InputError(
+            f"The decoder of {type(network).__name__} is not known, so '{method}' cannot be used with it.",
+            "Choose the method 'compact', which needs no decoder.",
+            "unknown_decoder",
+        )
+    return decoder
 
 
 def training_settings(name: str, seed: int = 0) -> TrainingSettings:

@@ -20,8 +20,8 @@ from tcurlora.devices import autocast
 from tcurlora.presets import preset
 
 TITLES = {"paper": "the paper's UNETR at 96 x 96 x 96", "shipped": "the shipped small UNETR"}
-COMPARED = ("full", "decoder", "lora", "compact", "paper-lora", "paper")
-PEER = {"compact": "lora", "paper": "paper-lora"}
+COMPARED = ("full", "decoder", "lora", "compact", "compact-decoder", "paper-lora", "paper")
+PEER = {"compact": "lora", "compact-decoder": "lora", "paper": "paper-lora"}
 """LoRA on the same layers, with the same parts trained whole."""
 
 

@@ -68,6 +68,13 @@ def test_preset_is_compared_as_it_is_adapted_with(name: str, network: nn.Module)
     assert method.lr_core in (0.0, settings.lr_core) and bool(method.lr_core) == bool(make(name, network).cores())
 
 
+def test_decoder_can_be_adapted_alone(network: nn.Module) -> None:
+    config = make("compact-decoder", network).config
+    adapted = {part.parameter for spec in config.stacks for part in spec.slices}
+    everywhere = {part.parameter for spec in make("compact", network).config.stacks for part in spec.slices}
+    assert adapted == {name for name in everywhere if name.startswith("decoder")} and adapted < everywhere
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_method_starts_at_the_base_learns_and_can_be_kept(name: str, network: nn.Module, image: Tensor) -> None:
     before = fingerprint(network)
