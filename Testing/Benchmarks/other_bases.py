@@ -38,8 +38,9 @@ BASES = {
     # The shipped network, which is told of the whole hippocampus only.
     "whole": Base("UNETR", {**NETWORK, "out_channels": 2}, structures=("hippocampus",)),
     "segresnet": Base("SegResNet", {"in_channels": 1, "out_channels": 3, "init_filters": 8}),
+    # Its windows must be multiples of 32.
     "swinunetr": Base(
-        "SwinUNETR", {"in_channels": 1, "out_channels": 3, "feature_size": 12, "depths": [2, 2, 2, 2]}, (64, 64, 64)
+        "SwinUNETR", {"in_channels": 1, "out_channels": 3, "feature_size": 12, "depths": [2, 2, 2, 2]}, (32, 64, 32)
     ),
 }
 
