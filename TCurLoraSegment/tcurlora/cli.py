@@ -393,10 +393,10 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         minutes=options.minutes,
         folds=options.folds,
         subjects=options.subjects,
-        seeds=_numbers(options.seeds, "--seeds") or (0,),
+        seeds=_numbers(options.seeds, "--seeds"),
         lr_trials=options.lr_trials,
         rates_of=options.rates_of,
-        score_at=_numbers(options.score_at, "--score-at"),
+        score_at=_numbers(options.score_at, "--score-at") if options.score_at else (),
         test=options.test,
         own_data=options.own_data,
         own_labels=options.own_labels,
@@ -506,7 +506,7 @@ def _natural(text: str) -> int:
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
-    numbers = tuple(part.strip() for part in text.split(",")) if text else ()
+    numbers = tuple(part.strip() for part in text.split(","))
     if not all(number.isdecimal() and int(number) < 2**20 for number in numbers) or len(set(numbers)) < len(numbers):
         raise InputError(f"{option} '{text}' is not a list of different whole numbers.", "Write 0,1,2.", "usage")
     return tuple(int(number) for number in numbers)

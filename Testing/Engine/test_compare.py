@@ -547,6 +547,7 @@ BAD = {
     "bad rank": ("--methods lora@x", "'x'"),
     "reference": ("--methods decoder --reference lora", "lora"),
     "seeds": ("--seeds 1,one", "1,one"),
+    "no seeds": ("--seeds=", "--seeds"),
     "no number of steps": ("--score-at 2,x", "2,x"),
     "scored beyond the end": ("--score-at 2,9 --steps 9", "step 9"),
     "steps and minutes": ("--steps 3 --minutes 3", "--minutes"),
