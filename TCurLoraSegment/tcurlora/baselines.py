@@ -330,7 +330,9 @@ METHODS: dict[str, Method] = {
         rank=COMPACT_RANK,
         make=_compact_decoder,
     ),
-    "compact-flat": _compact("tCURLoRA, all stacks, flat kernels, relative factors; head", changes=_ALL),
+    "compact-flat": _compact(
+        "tCURLoRA, all stacks, flat kernels, relative factors; head", core_decay=COMPACT_CORE_DECAY, changes=_ALL
+    ),
     "paper": Method("tCURLoRA, transformer's stacks, raw factors; decoder and head", "paper", 1e-3, 1e-3),
     "paper-orthonormal": Method(
         "tCURLoRA, transformer's stacks, orthonormal factors; decoder and head",

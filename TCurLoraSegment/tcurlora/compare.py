@@ -68,11 +68,12 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
         raise InputError(
             f"The reference '{reference}' is not among the methods.", "Add it to --methods.", "unknown_method"
         )
-    late = [step for step in request.score_at if step >= (request.steps or TrainingSettings.steps)]
-    if late and request.minutes is None:
+    steps = request.steps or TrainingSettings.steps
+    beyond = [step for step in request.score_at if step < 1 or (step >= steps and request.minutes is None)]
+    if beyond:
         raise InputError(
-            f"--score-at has step {late[0]}, but a training has {request.steps or TrainingSettings.steps} steps.",
-            "Give smaller ones; the end is scored in any case.",
+            f"--score-at has step {beyond[0]}, which is not on the way of a training of {steps} steps.",
+            "Give steps from 1 on and below that; the end is scored in any case.",
             "usage",
         )
     out = Path(request.out)

@@ -88,12 +88,12 @@ def html_page(results: Mapping[str, Any]) -> str:
         ]
     if courses := results["dice_by_step"]:
         lines = {name: [(p["step"], p["dice"]) for p in course] for name, course in courses.items()}
-        steps = [f"{step:g}" for step in dict.fromkeys(step for line in lines.values() for step, _ in line)]
-        rows = [[name, *(number(dice, 4) for _, dice in line)] for name, line in lines.items()]
+        steps = sorted({step for line in lines.values() for step, _ in line})
+        rows = [[name, *(number(dict(line).get(step), 4) for step in steps)] for name, line in lines.items()]
         sections += [
             "<h2>Dice against steps</h2>",
             svg_plots.line_plot(lines, "step", "mean Dice of the test cases", colors),
-            _html_table(["method", *(f"step {step}" for step in steps)], rows),
+            _html_table(["method", *(f"step {step:g}" for step in steps)], rows),
             "<p>Scored on the way of one training, whose learning rate falls to its end: a shorter training that ends "
             "at a step has more there.</p>",
         ]

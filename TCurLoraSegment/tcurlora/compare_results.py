@@ -47,7 +47,7 @@ def build_results(
         "methods": {name: dict(entry) for name, entry in methods.items()},
         **parts,
         "curves": {name: _mean_curve(lines) for name, lines in curves.items() if any(lines)},
-        "dice_by_step": _dice_by_step(parts["test"], settings["steps"], rows_at) if rows_at else {},
+        "dice_by_step": _dice_by_step(test, settings["steps"], rows_at) if (test := parts["test"]) and rows_at else {},
         "scores": [asdict(row) for row in rows],
     }
 
@@ -150,7 +150,7 @@ def _part(rows: Sequence[Row], methods: Sequence[str], against: str, runs: Seque
 
 
 def _dice_by_step(
-    test: Mapping[str, Any] | None, steps: int, rows_at: Mapping[int, Sequence[Row]]
+    test: Mapping[str, Any], steps: int, rows_at: Mapping[int, Sequence[Row]]
 ) -> dict[str, list[dict[str, float]]]:
     """Mean Dice of the test cases on the way and at the end, where the weights are those that were kept."""
     courses: dict[str, list[dict[str, float]]] = {}
@@ -159,7 +159,7 @@ def _dice_by_step(
             if mine := group.get(MEAN):
                 courses.setdefault(method, []).append({"step": step, "dice": statistics.fmean(mine.values())})
     for method, course in courses.items():
-        mean = (test or {})["summary"][method][MEAN].get("dice")
+        mean = test["summary"][method][MEAN].get("dice")
         if mean:
             course.append({"step": steps, "dice": mean["mean"]})
     return courses

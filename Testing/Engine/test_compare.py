@@ -549,6 +549,7 @@ BAD = {
     "seeds": ("--seeds 1,one", "1,one"),
     "no seeds": ("--seeds=", "--seeds"),
     "no number of steps": ("--score-at 2,x", "2,x"),
+    "scored before the start": ("--score-at 0", "step 0"),
     "scored beyond the end": ("--score-at 2,9 --steps 9", "step 9"),
     "steps and minutes": ("--steps 3 --minutes 3", "--minutes"),
     "one fold": ("--folds 1", "--folds"),
