@@ -40,7 +40,7 @@ from monai.transforms import (
     RandGaussianSmoothd,
     RandScaleIntensityd,
     RandSimulateLowResolutiond,
-    SpatialPadd,
+    ResizeWithPadOrCropd,
 )
 from monai.utils import set_determinism
 from safetensors.torch import save_file
@@ -150,8 +150,8 @@ def augmentation() -> Compose:
 def read_sets(
     data: Path, split: dict[str, list[str]], patch: tuple[int, int, int]
 ) -> dict[str, list[dict[str, torch.Tensor]]]:
-    """Read the cases of each set, normalized and padded to the patch."""
-    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), SpatialPadd(KEYS, patch)])
+    """Read the cases of each set, normalized and padded to the patch; of what is larger, its middle."""
+    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), ResizeWithPadOrCropd(KEYS, patch)])
     return {name: [prepare(case) for case in read(data, files)] for name, files in split.items()}
 
 
