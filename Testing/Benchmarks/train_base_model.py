@@ -151,7 +151,9 @@ def read_sets(
     data: Path, split: dict[str, list[str]], patch: tuple[int, int, int]
 ) -> dict[str, list[dict[str, torch.Tensor]]]:
     """Read the cases of each set, normalized and padded to the patch; of what is larger, its middle."""
-    prepare = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True), ResizeWithPadOrCropd(KEYS, patch)])
+    prepare = Compose(
+        [NormalizeIntensityd("image", nonzero=True, channel_wise=True), ResizeWithPadOrCropd(KEYS, patch)]
+    )
     return {name: [prepare(case) for case in read(data, files)] for name, files in split.items()}
 
 
