@@ -72,9 +72,10 @@ labels with TCurLoraSegment, and to be small. It is not a medical device.
 
 ## Dice
 
-Mean over crops; no subject is in two sets. The validation set chose the step whose weights were kept; the test set was
-used once for each version and chose nothing. The cases that it was trained on score no higher than those of the
-validation set: what limits it is the size of the network, not the number of cases.
+Mean over crops; no subject is in two sets. The validation set chose the step whose weights were kept. The test set
+was looked at once for each version; that the second was trained longer than the first is all that it decided. The
+cases that it was trained on score hardly higher than those of the validation set, so more cases would help less than
+a larger network.
 
 | set | crops | whole hippocampus | anterior | posterior |
 |---|---:|---:|---:|---:|

@@ -206,6 +206,8 @@ def test_check_says_how_each_structure_is_matched(
     ]
     wrong = {finding["case"] for finding in report["findings"] if finding["severity"] == "error"}
     assert wrong == {"scan3", "scan4"} and report["errors"] == 2
+    (new,) = (finding for finding in report["findings"] if finding["code"] == "new_structure")
+    assert "'Mandelkern'" in new["message"] and "--map" in new["remedy"] and "'full'" in new["remedy"]
     assert main([*command, "--map", "Mandelkern=anterior hippocampus"]) == 2
     assert "Structures: Hippocampus (label 1), Mandelkern (label 2)." in capsys.readouterr().out
 
