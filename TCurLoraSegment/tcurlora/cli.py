@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A terminated job must close its files and say so, like one that is interrupted from the keyboard.
     before = signal.signal(signal.SIGTERM, _cancel)
     done = None
+    failed = True
     try:
         options = build_parser().parse_args(arguments)
         if UNDER_TORCHRUN in os.environ:
@@ -71,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_monai(LOADS_MONAI[options.command])
         code: int = options.run(options, events)
         sys.stdout.flush()
-        if UNDER_TORCHRUN in os.environ:
-            from tcurlora.distributed import leave
-
-            leave()
+        failed = False
     except BrokenPipeError:
         # Whoever started this does not listen any more, so there is nobody left to work for or to tell.
         _silence()
@@ -96,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if done is not None:
             done.set()
+        if UNDER_TORCHRUN in os.environ and "tcurlora.distributed" in sys.modules:
+            from tcurlora.distributed import leave
+
+            leave(failed)
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return code
 

@@ -26,7 +26,10 @@ Result = TypeVar("Result")
 
 def join() -> None:
     """Meet the other processes, as torchrun's environment says: over nccl for graphics cards, and gloo for the rest."""
-    # Not every build of torch has these.
+    # Not every build of torch has these. The functions of the first take the group of the time of their import as a
+    # default: imported later, as torch does for some work, they would keep its threads alive beyond `leave`, and a
+    # thread that lets go of a tensor while Python ends takes the process down with it.
+    import torch.distributed.nn.functional
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -39,9 +42,10 @@ def join() -> None:
         distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
 
 
-def leave() -> None:
-    """Part from the other processes when all work is done."""
-    if active():
+def leave(failed: bool = False) -> None:
+    """Part from the other processes when all work is done, or when this process has `failed`."""
+    # nccl would wait for the others, who may never come.
+    if active() and not (failed and torch.cuda.is_available()):
         distributed.destroy_process_group()
 
 

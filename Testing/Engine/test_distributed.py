@@ -59,6 +59,7 @@ def test_two_processes_make_the_adapter_of_one_also_after_a_failure(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Process 2 of 2: The computer ran out of memory.") == 1
     assert done.stdout.count("Adapter: ") == 1
+    assert "exitcode: -6" not in done.stderr
 
     settings = adaptation.training_settings
     monkeypatch.setattr(
@@ -103,6 +104,7 @@ def test_every_scan_is_segmented_once_also_after_a_death(
 
     # A scan that cannot be read makes the end that of bad input, and is told once, with all that was written before.
     assert done.returncode != 0
+    assert "exitcode  : 2 " in done.stderr and "exitcode  : -6 " not in done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     (result,) = (event for event in events if event["event"] == "result")
     assert [Path(entry["labels"]).name for entry in result["written"]] == names

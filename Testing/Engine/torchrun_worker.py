@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,20 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
     return write
 
 
+def leaving_nothing(leave: Callable[[bool], None]) -> Callable[[bool], None]:
+    """See that the group of processes, whose threads must not run while Python ends, is gone when it was left."""
+
+    def watched(failed: bool) -> None:
+        from torch.distributed import group
+
+        left = weakref.ref(group.WORLD)
+        leave(failed)
+        if left() is not None:
+            os.abort()  # the threads would do so, now and then
+
+    return watched
+
+
 def adapt() -> None:
     from tcurlora import adaptation, distributed
 
@@ -72,6 +87,9 @@ def segment() -> None:
 
 
 if __name__ == "__main__":
+    from tcurlora import distributed
+
+    distributed.leave = leaving_nothing(distributed.leave)
     command = sys.argv[1]
     import_monai(LOADS_MONAI[command])
     {"adapt": adapt, "segment": segment}[command]()
