@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """Something that the user can put right.
@@ -15,3 +17,8 @@ class UserError(Exception):
         super().__init__(f"{message} {remedy}".strip())
         self.message = message
         self.remedy = remedy
+
+
+def without_options(text: str) -> str:
+    """Leave out the parentheses in which the engine names options of its command line; the panel has none."""
+    return re.sub(r" \((?:[^()]* )?--[a-z][^()]*\)", "", text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from TCurLoraSegmentLib.engine_process import EngineProcess, Event
-from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.errors import UserError, without_options
 from TCurLoraSegmentLib.translation import tr as _
 
 EXIT_CANCELLED = 4
@@ -84,7 +84,7 @@ class Outcome:
             return ""
         total = len(failed) + len(self.result.get("written", ()))
         what = _("{count} of {total} scans could not be segmented.").format(count=len(failed), total=total)
-        return f"{what} {failed[0].get('reason', '')}".strip()
+        return f"{what} {without_options(str(failed[0].get('reason', '')))}".strip()
 
 
 class Told:
@@ -104,7 +104,8 @@ class Told:
         if event["event"] == "result":
             self.result = {key: value for key, value in event.items() if key not in ("event", "id")}
         elif event["event"] == "error":
-            self.error = {key: str(event.get(key, "")) for key in ("code", "message", "remedy")}
+            code, message, remedy = (str(event.get(key, "")) for key in ("code", "message", "remedy"))
+            self.error = {"code": code, "message": message, "remedy": without_options(remedy)}
 
 
 class Worker:

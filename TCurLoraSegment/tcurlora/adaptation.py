@@ -142,7 +142,7 @@ def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) ->
     require_absent(out)
     if out.absolute() in (job_folder.absolute(), *job_folder.absolute().parents):
         raise InputError(
-            f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder with --job."
+            f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder (--job)."
         )
     events.emit("stage", name="check", title="Checking the cases")
     site = open_site(request.base, request.data, request.labels, request.mapping)

@@ -126,7 +126,7 @@ def export_adapter(folder: Path, target: Path, force: bool = False) -> Path:
     if not is_adapter(folder):
         raise InputError(f"'{folder}' is not an adapter.", f"It needs {CONFIG} and {WEIGHTS}.", "not_an_adapter")
     if target.exists() and not force:
-        raise InputError(f"'{target}' exists already.", "Choose another name, or give --force.", "exists")
+        raise InputError(f"'{target}' exists already.", "Choose another name, or replace it (--force).", "exists")
     try:
         with (
             whole_file(target) as temporary,
@@ -175,7 +175,11 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
         raise InputError(f"'{name}' cannot be an adapter's name.", "Choose letters, digits and dashes.", "bad_name")
     target = library / name
     if target.exists() and not force:
-        raise InputError(f"The library has an adapter '{name}' already.", "Give --name or --force.", "exists")
+        raise InputError(
+            f"The library has an adapter '{name}' already.",
+            "Choose another name (--name), or replace it (--force).",
+            "exists",
+        )
     try:
         if target.exists():
             _require_removable(target)

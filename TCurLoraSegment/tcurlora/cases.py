@@ -79,7 +79,7 @@ def find_cases(data: Path) -> Dataset:
     """
     data = Path(data)
     if not data.exists():
-        raise InputError(f"There is no folder or file {data}.", "Check the path given with --data.", "not_found")
+        raise InputError(f"There is no folder or file {data}.", "Check the path (--data).", "not_found")
     if data.is_file():
         return _from_datalist(data)
     declaration = data / "dataset.json"
@@ -150,7 +150,7 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
         example = ",".join(f"{value}=name" for value in sorted(unnamed))
         raise InputError(
             f"Labels without a name: {'; '.join(places)}.",
-            f"Name them with --labels {example} or in dataset.json, or remove them from the files.",
+            f"Name them (with --labels {example} or in dataset.json), or remove them from the files.",
             "unnamed_label",
         )
     if strict and not structures:
@@ -215,7 +215,7 @@ def check_cases(
     for structure in structures:
         if dataset.cases and structure.value not in ever:
             message = f"No case has a voxel labeled '{structure.name}' (label {structure.value})."
-            remedy = "Label it in some cases, or leave it out of --labels or dataset.json."
+            remedy = "Label it in some cases, or leave it out (of --labels or dataset.json)."
             findings.append(Finding("", "structure_never_labeled", message, remedy, "warning"))
     subjects = len({case.subject for case in dataset.cases})
     if subjects < max(minimum, FEW_SUBJECTS):
@@ -434,7 +434,7 @@ def _renumbered(
 def _unknown_labels(case: Case, values: Sequence[int]) -> InputError:
     return InputError(
         f"The segmentation {case.label} has the label {', '.join(map(str, values))}, which belongs to no structure.",
-        "Name it with --labels or in dataset.json, or remove it from the file.",
+        "Name it (with --labels or in dataset.json), or remove it from the file.",
         "unknown_label",
     )
 
@@ -468,7 +468,7 @@ def _check_labels(
         structure = _structure_of(value, own, structures)
         if structure is not None and name is not None and normalized(name) != normalized(structure.name):
             message = f"Label {value} is called '{name}' in {case.label}, but is taken for '{structure.name}'."
-            remedy = f"If that is wrong, correct the name in the file or in --labels {value}=name."
+            remedy = f"If that is wrong, correct the name in the file (or --labels {value}=name)."
             findings.append(Finding(case.name, "label_renamed", message, remedy, "warning"))
     labels, unknown = _renumbered(labels, own, structures)
     if unknown:

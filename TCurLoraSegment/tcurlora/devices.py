@@ -31,7 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise InputError(
             f"The device '{name}' is not available here.",
-            "Choose --device auto or cpu; 'tcurlora doctor' shows what is there.",
+            "Choose another device (--device auto or cpu; 'tcurlora doctor' shows what is there).",
             "unknown_device",
         )
     return device
@@ -64,5 +64,6 @@ def out_of_memory_as_error(device: torch.device) -> Iterator[None]:
 def _exhausted(device: torch.device) -> MemoryExhausted:
     where = "The computer" if device.type == "cpu" else "The graphics card"
     return MemoryExhausted(
-        f"{where} ran out of memory.", "Close other programs, use --device cpu, or choose a smaller base model."
+        f"{where} ran out of memory.",
+        "Close other programs, compute on the processor (--device cpu), or choose a smaller base model.",
     )

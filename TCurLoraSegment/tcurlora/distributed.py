@@ -171,6 +171,6 @@ def _others_needed() -> Iterator[None]:
     except RuntimeError as error:
         raise TCurLoraError(
             f"Another process of this run has ended ({str(error).splitlines()[0][:200]}).",
-            "If it said why, help that; then go on with --resume.",
+            "If it said why, help that; then go on (with --resume).",
             "process_lost",
         ) from error

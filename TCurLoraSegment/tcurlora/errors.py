@@ -10,7 +10,8 @@ class TCurLoraError(Exception):
 
     Args:
         message: one sentence that names the file, case or option and what is wrong with it.
-        remedy: one sentence that says what to do.
+        remedy: one sentence that says what to do; options of the command line in parentheses, which a program with
+            buttons in their place leaves out.
         code: a short, stable, machine-readable name of the problem, such as `geometry_mismatch`.
     """
 

@@ -56,9 +56,7 @@ class JobFolder:
         is_file = path.exists() and not path.is_dir()
         found = [entry for entry in path.iterdir() if entry.name not in STARTERS_FILES] if path.is_dir() else []
         if is_file or (found and not cls.is_one(path)):
-            raise InputError(
-                f"'{path.name}' exists and is not the folder of a job.", "Choose another folder with --job."
-            )
+            raise InputError(f"'{path.name}' exists and is not the folder of a job.", "Choose another folder (--job).")
         try:
             _remove(entry for entry in found if entry.name != REQUEST)
             path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +85,7 @@ class JobFolder:
             content = dict(json.loads((path / REQUEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
-                f"There is no unfinished job in '{path.name}'.", "Start it without --resume.", "no_job"
+                f"There is no unfinished job in '{path.name}'.", "Start it anew (without --resume).", "no_job"
             ) from error
         expected: dict[str, Any] = {"schema": SCHEMA, "command": command, "request": dict(request)}
         expected |= {} if inputs is None else {"inputs": dict(inputs)}
@@ -95,7 +93,7 @@ class JobFolder:
             if content.get(key) != value:
                 raise InputError(
                     f"The unfinished job in '{path.name}' differs in its {key} from what is asked for now.",
-                    "Give the same options and files as before, or start it anew without --resume.",
+                    "Give the same options and files as before, or start it anew (without --resume).",
                     "other_job",
                 )
         return cls(path)

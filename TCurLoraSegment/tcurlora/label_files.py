@@ -278,7 +278,7 @@ def _read_color_table(labels_path: Path, labels: npt.NDArray[np.int64]) -> list[
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
             f"The color table {path} is not in 3D Slicer's format: number, name, red, green, blue, opacity.",
-            "Correct the table, or remove it and give the names with --labels.",
+            "Correct the table, or remove it and give the names (with --labels).",
             "bad_color_table",
         ) from error
     present = {int(value) for value in np.unique(labels)}

@@ -91,7 +91,7 @@ def match_structures(
         if normalized(site_name) not in site_by_name:
             raise InputError(
                 f"The mapping names the structure '{site_name}', but the cases have only {_listed(site)}.",
-                "Correct the name on the left of '=' in --map.",
+                "Correct the name of your structure (on the left of '=' in --map).",
                 "unknown_structure",
             )
         if [normalized(name) for name in base_names] == [NEW]:
@@ -101,7 +101,7 @@ def match_structures(
         if unknown:
             raise InputError(
                 f"The mapping names the base structure '{unknown[0]}', but the base model has only {_listed(base)}.",
-                "Correct the names on the right of '=' in --map, or write 'new' for a structure it never saw.",
+                "Correct its names (on the right of '=' in --map), or write 'new' for a structure that it never saw.",
                 "unknown_structure",
             )
         matched[site_by_name[normalized(site_name)]] = [base_by_name[normalized(name)] for name in base_names]

@@ -69,7 +69,7 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
         )
     if one_file and len(scans) > 1:
         raise InputError(
-            f"'{out.name}' is one file, but there are {len(scans)} scans.", "Give a folder with --out.", "one_output"
+            f"'{out.name}' is one file, but there are {len(scans)} scans.", "Give a folder (--out).", "one_output"
         )
     tasks = []
     for scan in scans:
@@ -79,7 +79,7 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
     if not one_file and out.exists() and not out.is_dir():
         raise InputError(
             f"'{out.name}' is a file whose ending is not one of {', '.join(WRITABLE_SUFFIXES)}.",
-            "Give a folder with --out, or a file name with such an ending.",
+            "Give a folder (--out), or a file name with such an ending.",
             "format",
         )
     names = [task.labels for task in tasks]
@@ -194,7 +194,7 @@ def _planned(request: SegmentRequest, again: bool) -> tuple[list[Task], list[Tas
 
 def _scans(path: Path) -> list[Path]:
     if not path.exists():
-        raise InputError(f"There is no scan {path}.", "Check the path given with --input.", "not_found")
+        raise InputError(f"There is no scan {path}.", "Check the path (--input).", "not_found")
     if path.is_file():
         return [path]
     # Hidden files are other programs' side files, such as macOS's `._scan.nii.gz`.

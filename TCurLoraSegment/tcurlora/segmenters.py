@@ -272,7 +272,7 @@ def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
     raise InputError(
         f"The base model '{wanted.get('name')}' of the adapter '{adapter.name}' is not on this computer, "
         "or its file has changed.",
-        "Name its folder with --base, or add it with 'tcurlora models add FOLDER'.",
+        "Add it to your base models (with 'tcurlora models add FOLDER', or name its folder with --base).",
         "base_not_found",
     )
 

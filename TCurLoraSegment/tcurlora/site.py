@@ -104,11 +104,11 @@ def check_site(site: Site) -> list[Finding]:
     for name, sources in site.matched.items():
         if not sources:
             text = f"The base model does not know '{name}'; it is learned from your cases alone."
-            remedy = "If it does know it, say so with --map; if not, the method 'full' learns it in fewer steps."
+            remedy = "If it does know it, say so (with --map); if not, the method 'full' learns it in fewer steps."
             findings.append(Finding("", "new_structure", text, remedy, "note"))
         elif sources != [name]:
             text = f"'{name}' is taken from the base model's {' + '.join(repr(s) for s in sources)}."
-            findings.append(Finding("", "mapped_structure", text, "If that is wrong, correct it with --map.", "note"))
+            findings.append(Finding("", "mapped_structure", text, "If that is wrong, correct it (with --map).", "note"))
     return findings
 
 

@@ -345,7 +345,7 @@ def _save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise TCurLoraError(
             f"The checkpoint in '{path.parent.name}' could not be written ({error}).",
-            "Free some space and go on with --resume.",
+            "Free some space and go on (with --resume).",
             "cannot_write",
         ) from error
 

@@ -104,6 +104,13 @@ def test_cancelled_in_mid_training_and_resumed(prepare: Callable[..., Job], home
     assert all("training" in event for event in events if "loss" in event)
 
 
+def test_what_it_advises_names_no_options_of_the_command_line(prepare: Callable[..., Job]) -> None:
+    worker, _ = start(prepare("nie begonnen", 24), "--resume")
+    outcome = worker.wait(60)
+    assert outcome.error is not None and outcome.error["code"] == "no_job"
+    assert outcome.sentence().endswith(" Start it anew.")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_worker_ends_soon_after_its_slicer_was_killed(prepare: Callable[..., Job]) -> None:
     job = prepare("verwaist", 100_000)

@@ -231,7 +231,7 @@ class WorkerTest(unittest.TestCase):
     def test_error_event_speaks(self) -> None:
         outcome = self.run_script(
             """
-            say("error", code="cannot_read", message="'scan.nii' cannot be read.", remedy="Choose another.")
+            say("error", code="cannot_read", message="'scan.nii' cannot be read.", remedy="Choose another (--input).")
             sys.exit(2)
             """
         )

@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.adapt_task import export_for_engine
-from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.errors import UserError, without_options
 from TCurLoraSegmentLib.jobs import Job, new_job
 from TCurLoraSegmentLib.parameters import CaseRow
 from TCurLoraSegmentLib.requests import LEAVE_OUT, NEW, map_arguments
@@ -142,7 +142,7 @@ class CasesSection:
     def _show_report(self, report: Mapping[str, Any], pairs: Mapping[str, CasePair]) -> None:
         general = []
         for finding in report["findings"]:
-            text = " ".join(filter(None, (finding["message"], finding["remedy"])))
+            text = without_options(" ".join(filter(None, (finding["message"], finding["remedy"]))))
             for name, pair in pairs.items():
                 volume = _nodes(pair)[0]
                 text = text.replace(name, volume.GetName() if volume else name)
