@@ -94,11 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if done is not None:
             done.set()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if UNDER_TORCHRUN in os.environ and "tcurlora.distributed" in sys.modules:
             from tcurlora.distributed import leave
 
             leave(failed)
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return code
 
 
