@@ -104,8 +104,8 @@ class Told:
         if event["event"] == "result":
             self.result = {key: value for key, value in event.items() if key not in ("event", "id")}
         elif event["event"] == "error":
-            code, message, remedy = (str(event.get(key, "")) for key in ("code", "message", "remedy"))
-            self.error = {"code": code, "message": message, "remedy": without_options(remedy)}
+            # A message may hold remedies as well, of several cases.
+            self.error = {key: without_options(str(event.get(key, ""))) for key in ("code", "message", "remedy")}
 
 
 class Worker:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from TCurLoraSegmentLib.errors import without_options
 from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.worker import Outcome, Worker
 
@@ -238,6 +239,14 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(outcome.sentence(), "'scan.nii' cannot be read. Choose another.")
         self.assertEqual(outcome.error["code"] if outcome.error else "", "cannot_read")
         self.assertFalse(outcome.cancelled)
+
+    def test_options_of_the_command_line_are_left_out(self) -> None:
+        for said, shown in {
+            "Name it (with --labels or in dataset.json), or remove it.": "Name it, or remove it.",
+            "Start it anew (without --resume).\n  b: Go on (--resume).": "Start it anew.\n  b: Go on.",
+            "The scan (2 mm) has no label (see 'a -- b').": "The scan (2 mm) has no label (see 'a -- b').",
+        }.items():
+            self.assertEqual(without_options(said), shown)
 
     def test_traceback_is_in_the_log_and_its_last_line_in_the_sentence(self) -> None:
         for job in (True, False):
