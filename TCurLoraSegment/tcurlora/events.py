@@ -43,7 +43,8 @@ class JsonEvents:
     def emit(self, kind: str, **fields: Any) -> None:
         line = json.dumps({"event": kind, **fields}, ensure_ascii=False)
         try:
-            print(line, file=self._stream, flush=True)
+            # In one piece: a process that is ended between a line and its end would run into the next one's line.
+            print(f"{line}\n", end="", file=self._stream, flush=True)
         except OSError as error:
             if error.errno == errno.EINVAL:  # how Windows says that the other end of a pipe is gone
                 raise BrokenPipeError(*error.args) from error

@@ -45,12 +45,16 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
     """Note which scans are segmented by which process."""
 
     def write(labels: Any, structures: Any, path: Path) -> None:
-        # When the other process dies this one is ended too, and then not between writing and noting it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # When the other process dies this one is ended too, and then not between writing and noting it. To block the
+        # signal would not do: it may reach one of the group's threads.
+        ended: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
         function(labels, structures, path)
         with (PLACE / "written.txt").open("a", encoding="utf-8") as log:
             log.write(f"{os.environ['RANK']} {path.name}\n")
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGTERM, before)
+        if ended:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     return write
 
