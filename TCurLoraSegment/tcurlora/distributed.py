@@ -42,7 +42,7 @@ def join() -> None:
         distributed.init_process_group(store=store, rank=number, world_size=count, timeout=PATIENCE)
 
 
-def leave(failed: bool = False) -> None:
+def leave(failed: bool) -> None:
     """Part from the other processes when all work is done, or when this process has `failed`."""
     # nccl would wait for the others, who may never come.
     if active() and not (failed and torch.cuda.is_available()):
