@@ -181,6 +181,15 @@ class CasesTest(PanelCase):
         self.assertIn("2 problems", self.ui.casesMessage.text)
         self.assertEqual(list(jobs_folder().iterdir()), [], "exported scans were left behind")
 
+    def test_what_the_engine_advises_names_no_options(self) -> None:
+        _, labels = add_scan("a", 1)
+        segment = labels.GetSegmentation().GetNthSegmentID(0)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((40, 56, 40), np.uint8), labels, segment)
+        self.ui.addFromSceneButton.click()
+        self.ui.checkCasesButton.click()
+        harness.wait_until(lambda: self.ui.checkCasesButton.enabled, timeout_s=120)
+        self.assertIn("Label it in some cases, or leave it out.", self.ui.casesMessage.text)
+
     def test_mapping_goes_by_name_and_can_be_corrected(self) -> None:
         add_scan("a", 1)
         self.ui.addFromSceneButton.click()
