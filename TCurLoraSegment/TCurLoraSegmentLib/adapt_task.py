@@ -11,7 +11,7 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.engine import Engine
-from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.errors import UserError, without_options
 from TCurLoraSegmentLib.jobs import Job, data_folder, new_job
 from TCurLoraSegmentLib.requests import LEAVE_OUT, AdaptSettings
 from TCurLoraSegmentLib.scene_cases import CasePair
@@ -31,7 +31,7 @@ class Adapted:
         report: the content of its report.json.
         case_names: names of the volumes by the numbers under which the report lists them.
         job: its folder, kept while it can be resumed.
-        warnings: what the user should know about the cases.
+        warnings: what the user should know about the cases and the run.
     """
 
     outcome: Outcome
@@ -67,6 +67,7 @@ class AdaptTask(WorkerTask[Adapted]):
         self.name = str(context["name"])
         self._case_names = dict(context["case_names"])
         self._warnings = tuple(map(str, context.get("warnings", ())))
+        self._on_event = on_event
         self._on_finished = on_finished
         arguments = [*context["arguments"], *(["--resume"] if resume else [])]
         self._worker = Worker(
@@ -74,9 +75,16 @@ class AdaptTask(WorkerTask[Adapted]):
             engine.environment(),
             job=job.path,
             log=job.log,
-            on_event=on_event,
+            on_event=self._hear,
             on_finished=self._finish,
         )
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        # What is said of single cases, by their numbers, and notes are for the check, which shows them at their rows.
+        if event["event"] == "warning" and not event.get("case") and event.get("severity") != "note":
+            self._warnings += (without_options(str(event["message"])),)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _finish(self, outcome: Outcome) -> None:
         adapter, report = None, None

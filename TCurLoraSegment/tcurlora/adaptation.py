@@ -16,7 +16,7 @@ from torch import nn
 
 from tcurlora import __version__, distributed
 from tcurlora.adapter import TensorCurConfig, TensorCurModel
-from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter
+from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter, weights_bytes
 from tcurlora.adapter_library import is_adapter
 from tcurlora.cases import Case, Finding
 from tcurlora.devices import choose_device
@@ -108,7 +108,8 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     if distributed.rank() == 0:
         events = Tee(events, job.events)
     for finding in findings:
-        events.emit("warning", code=finding.code, case=finding.case, message=f"{finding.message} {finding.remedy}")
+        told = {"code": finding.code, "severity": finding.severity, "case": finding.case}
+        events.emit("warning", **told, message=f"{finding.message} {finding.remedy}")
     events.emit("stage", name="prepare", title="Preparing the cases")
 
     def prepare(numbered: tuple[int, Case]) -> CachedCase:
@@ -310,7 +311,7 @@ class _Run:
             size={
                 "trained_numbers": model.trained_counts()["total"],
                 "base_numbers": sum(p.numel() for p in self.network.parameters()),
-                "adapter_bytes": sum(t.numel() * t.element_size() for t in model.trained_state().values()),
+                "adapter_bytes": weights_bytes(model.trained_state()),
                 "base_bytes": self.site.base.weights.stat().st_size,
             },
             subjects={case.name: case.subject for case in self.site.dataset.cases},

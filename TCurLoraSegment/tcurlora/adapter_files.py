@@ -64,6 +64,11 @@ def save_adapter(
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
+def weights_bytes(state: Mapping[str, Tensor]) -> int:
+    """Size of the file of weights that this state makes, in bytes."""
+    return len(save(dict(state)))
+
+
 def load_adapter(
     network: nn.Module, folder: str | Path, identity: str | None = None, spare: TensorCurModel | None = None
 ) -> TensorCurModel:

@@ -207,7 +207,8 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
     except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeError, NotImplementedError, ValueError) as error:
         raise InputError(f"'{archive}' is not a readable zip file.", "Copy or export it anew.", "bad_zip") from error
     except OSError as error:
-        raise _cannot("import", archive, error) from error
+        where = archive if error.filename == str(archive) else library
+        raise _cannot("read" if where == archive else f"import '{name}' into", where, error) from error
     return target
 
 

@@ -133,13 +133,15 @@ def build_parser() -> argparse.ArgumentParser:
     adapt.add_argument("--method", default="compact", help=f"one of {', '.join(METHODS)}; 'tcurlora' is 'compact'")
     adapt.add_argument("--rank", type=_positive, help="rank of the cores (default: 4 for compact, 8 for paper)")
     adapt.add_argument(
-        "--folds", type=_natural, help="folds of the cross-validation; 0: none (default: 3, or leave-one-out)"
+        "--folds",
+        type=_natural,
+        help="folds of the cross-validation; 0: none (default: 3; with fewer than 6 cases one a subject)",
     )
     length = adapt.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive, help="optimizer steps of each training")
+    length.add_argument("--steps", type=_positive, help="optimizer steps of each training (default: 160)")
     length.add_argument("--minutes", type=_minutes, help="time for the whole run, instead of steps")
     adapt.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    adapt.add_argument("--seed", type=_natural, default=0)
+    adapt.add_argument("--seed", type=_natural, default=0, help="of everything random (default: 0)")
     adapt.add_argument("--job", help="folder for checkpoint and log, kept afterwards (default: OUT.job, removed)")
     adapt.add_argument("--resume", action="store_true", help="go on with a run that was broken off")
 
@@ -368,15 +370,20 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
 
 
 def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
+    from tcurlora.adapter_files import require_absent
     from tcurlora.events import write_json
     from tcurlora.folder_evaluation import evaluate_folders
     from tcurlora.labels import parse_labels
     from tcurlora.reports import summary_table
 
+    if options.out:
+        require_absent(Path(options.out))
     report = evaluate_folders(Path(options.pred), Path(options.truth), parse_labels(options.labels), events)
     if options.out:
         write_json(Path(options.out), report)
-    problems = [f"{problem['case']}: {problem['message']} {problem['remedy']}" for problem in report["problems"]]
+    problems = [
+        f"{problem['case'] or 'all cases'}: {problem['message']} {problem['remedy']}" for problem in report["problems"]
+    ]
     _print(options, report, "\n".join([*problems, summary_table({"": report["summary"]})]))
     return InputError.exit_code if any(p["severity"] == "error" for p in report["problems"]) else 0
 

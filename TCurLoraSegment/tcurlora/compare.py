@@ -15,6 +15,7 @@ from torch import nn
 
 from tcurlora.adaptation import versions
 from tcurlora.adapter import AdaptedModel
+from tcurlora.adapter_files import weights_bytes
 from tcurlora.baselines import Method, parse_methods
 from tcurlora.cases import Case, find_cases
 from tcurlora.compare_plan import (
@@ -343,14 +344,13 @@ class _Comparison:
             if method.trained
         ]
         rates = [self._rate(name, split) for split in self.splits] if method.trained else []
-        state = self.model(name, 0).trained_state() if method.trained else {}
         seconds = [run["step_seconds"] for run in runs if run["step_seconds"] is not None]
         return {
             "title": method.title,
             "rank": rank,
             "trained": counts["total"] if method.trained else 0,
             "trained_cores": counts["cores"] if method.trained else 0,
-            "adapter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+            "adapter_bytes": weights_bytes(self.model(name, 0).trained_state()) if method.trained else 0,
             "step_seconds": statistics.median(seconds) if seconds else None,
             "peak_memory_bytes": self.peak_memory(name),
             "best_steps": [run["best_step"] for run in runs],

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tcurlora.adapter import TensorCurModel
+import torch
+
+from tcurlora.adapter import TensorCurModel, find_head
 from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
 from tcurlora.presets import PRESETS, preset
@@ -22,10 +24,12 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
     """
     base = load_base_model(name_or_folder)
     network = base.build()
+    example = torch.zeros(1, base.in_channels, *base.preprocessing.roi_size)
+    head = find_head(network, example, len(base.channels))
     trained: dict[str, dict[str, Any]] = {}
     for method in PRESETS:
         try:
-            trained[method] = TensorCurModel(network, preset(method, network)).trained_counts()
+            trained[method] = TensorCurModel(network, preset(method, network, head=head)).trained_counts()
         except InputError as error:
             trained[method] = {"not_available": str(error)}
     return {
@@ -60,7 +64,7 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         f"Licence: {description['licence']}",
         f"SHA-256: {description['sha256']}",
         "",
-        "Stacks (layers of equal shape, adapted together):",
+        "Stacks (weights of equal shape) that can be adapted:",
     ]
     rows = [
         [
@@ -73,7 +77,7 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         for s in description["stacks"]
     ]
     lines.append(table(["kind", "out x in", "taps", "layers", "first"], rows))
-    lines += ["", "Numbers trained at each method's usual rank, without the head:"]
+    lines += ["", "Numbers that each method trains at its usual rank, for the structures above:"]
     lines += [
         f"  {method}: {counts['not_available'] if 'not_available' in counts else format(counts['total'], ',')}"
         for method, counts in description["trained"].items()

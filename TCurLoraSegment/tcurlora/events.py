@@ -100,7 +100,7 @@ class ConsoleEvents:
             self._line(str(fields["title"]))
             self._last_percent = -10
         elif kind == "warning":
-            self._line(f"Warning: {fields['message']}")
+            self._line(f"{'Note' if fields.get('severity') == 'note' else 'Warning'}: {fields['message']}")
         elif kind == "metric" and "step" not in fields:  # a curve is for a plot; the bar shows its last value
             name = str(fields["name"]).replace("_", " ")
             self._line(f"  {name}: {fields['value']:.4f}")

@@ -15,7 +15,7 @@ from tcurlora.errors import InputError
 from tcurlora.evaluation import Score, score_case, summarize
 from tcurlora.events import EventSink, NullEvents
 from tcurlora.geometry import geometry_difference, label_array
-from tcurlora.images import IMAGE_SUFFIXES, stem
+from tcurlora.images import IMAGE_SUFFIXES, UNCERTAINTY, stem
 from tcurlora.label_files import read_segmentation
 from tcurlora.labels import Structure, normalized
 
@@ -63,7 +63,9 @@ def evaluate_folders(
         except InputError as error:
             problems.append(_problem(case, error.code, error.message, error.remedy, "error"))
         events.emit("progress", step=step, total=len(truths))
-    for case in predictions.keys() - truths.keys():
+    for case in sorted(predictions.keys() - truths.keys()):
+        if case.endswith(UNCERTAINTY) and case.removesuffix(UNCERTAINTY) in predictions:
+            continue
         message = f"'{predictions[case].name}' has no truth in '{truth}' and is not scored."
         problems.append(_problem(case, "missing_truth", message, "Add its truth, or leave it out.", "warning"))
     for name in dict.fromkeys(s.structure for s in scores if normalized(s.structure) not in known):

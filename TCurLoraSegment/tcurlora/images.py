@@ -41,6 +41,8 @@ IMAGE_SUFFIXES = (
 WRITABLE_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nrrd", ".nii", ".mha")
 """Endings that can be written: formats that keep a volume and its geometry in one file."""
 
+UNCERTAINTY = "_uncertainty"
+"""How the names of uncertainty maps end, which lie beside segmentations."""
 MAX_VOXELS = 2**31
 _COPY_AGAIN = "Copy or export the file again, and check that it opens in 3D Slicer."
 

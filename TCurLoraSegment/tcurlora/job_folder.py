@@ -56,7 +56,7 @@ class JobFolder:
         is_file = path.exists() and not path.is_dir()
         found = [entry for entry in path.iterdir() if entry.name not in STARTERS_FILES] if path.is_dir() else []
         if is_file or (found and not cls.is_one(path)):
-            raise InputError(f"'{path.name}' exists and is not the folder of a job.", "Choose another folder (--job).")
+            raise InputError(f"'{path}' exists and is not the folder of a job.", "Choose another folder (--job).")
         try:
             _remove(entry for entry in found if entry.name != REQUEST)
             path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class JobFolder:
             )
         except OSError as error:
             raise TCurLoraError(
-                f"The job's folder '{path.name}' could not be written ({error.strerror or error}).",
+                f"The job's folder '{path}' could not be written ({error.strerror or error}).",
                 "Check the free space and the permissions of its folder.",
                 "cannot_write",
             ) from error

@@ -10,7 +10,7 @@ from tcurlora import distributed
 from tcurlora.adapter_files import require_absent
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import EventSink, NullEvents, Tee
-from tcurlora.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
+from tcurlora.images import IMAGE_SUFFIXES, UNCERTAINTY, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
 from tcurlora.job_folder import JobFolder, describe_inputs
 from tcurlora.label_files import write_segmentation
 from tcurlora.segmenters import SegmenterCache, open_once
@@ -74,7 +74,7 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
     tasks = []
     for scan in scans:
         labels = out if one_file else out / f"{stem(scan)}.seg.nrrd"
-        uncertainty = labels.with_name(f"{stem(labels)}_uncertainty.nii.gz") if request.uncertainty else None
+        uncertainty = labels.with_name(f"{stem(labels)}{UNCERTAINTY}.nii.gz") if request.uncertainty else None
         tasks.append(Task(scan, labels, uncertainty))
     if not one_file and out.exists() and not out.is_dir():
         raise InputError(

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from tcurlora.adapter import TensorCurModel, fingerprint
 from tcurlora.adapter_files import CONFIG, WEIGHTS, load_adapter, read_adapter_config
-from tcurlora.adapter_library import find_adapter, is_adapter
+from tcurlora.adapter_library import find_adapter, is_adapter, list_adapters
 from tcurlora.base_models import BaseModel, file_state, load_base_model
 from tcurlora.catalogue import list_models
 from tcurlora.devices import choose_device
@@ -151,7 +151,7 @@ class SegmenterCache:
         where = choose_device(device)
         folder = find_adapter_or_path(model)
         adapter = folder if is_adapter(folder) else None
-        found = base_of_adapter(adapter, base) if adapter else load_base_model(model)
+        found = base_of_adapter(adapter, base) if adapter else _base_named(model)
         base_key = tuple(file_state(file) for file in found.files)
         adapter_key = tuple(file_state(adapter / name) for name in (CONFIG, WEIGHTS)) if adapter else ()
         key = (base_key, adapter_key, where, overlap)
@@ -246,6 +246,20 @@ def find_adapter_or_path(model: str) -> Path:
         return find_adapter(model)
     except InputError:
         return Path(model)
+
+
+def _base_named(model: str) -> BaseModel:
+    try:
+        return load_base_model(model)
+    except InputError as error:
+        if error.code != "unknown_base":
+            raise
+        adapters = ", ".join(f"'{entry['name']}'" for entry in list_adapters()) or "none"
+        raise InputError(
+            f"'{model}' is neither an adapter nor a base model.",
+            f"Give a folder or a name. {error.remedy} Adapters in the library: {adapters}.",
+            "unknown_model",
+        ) from error
 
 
 def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:

@@ -407,7 +407,8 @@ def test_report_says_what_methods_cost_and_gain(finished: Path) -> None:
     results = results_of(finished)
     methods = results["methods"]
     assert methods["base"]["trained"] == methods["base"]["adapter_bytes"] == 0
-    assert methods["lora"]["adapter_bytes"] == 4 * methods["lora"]["trained"]
+    # A file of float32, with its header.
+    assert 0 < methods["lora"]["adapter_bytes"] - 4 * methods["lora"]["trained"] < 20_000
     # The cores, and eight rows and columns of each stack (fewer in small ones), are stored.
     assert 0 < methods["compact"]["trained"] * 4 < methods["compact"]["adapter_bytes"]
     for name in METHODS:

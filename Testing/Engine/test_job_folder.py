@@ -72,7 +72,7 @@ def test_folder_that_is_no_job_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     (tmp_path / "file").write_text("more work")
     for name in ("thesis", "file"):
-        with pytest.raises(InputError, match=f"'{name}' exists and is not the folder of a job"):
+        with pytest.raises(InputError, match=f"{name}' exists and is not the folder of a job"):
             start(tmp_path / name)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     assert (tmp_path / "file").read_text() == "more work"

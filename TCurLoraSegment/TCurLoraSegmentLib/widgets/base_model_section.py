@@ -160,7 +160,7 @@ def _details(description: Mapping[str, Any]) -> str:
             spacing=" x ".join(f"{value:g}" for value in preprocessing.get("spacing") or ()) or "?",
             window=" x ".join(str(value) for value in preprocessing["roi_size"]),
         ),
-        _("Stacks of equal layers that are adapted together: {number}").format(number=len(description["stacks"])),
+        _("Stacks of equal layers that can be adapted: {number}").format(number=len(description["stacks"])),
     ]
     for method, counts in description["trained"].items():
         if "total" in counts:
