@@ -73,7 +73,6 @@ class TCurLoraSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEnd)
-        self.addObserver(scene, scene.StartImportEvent, self.onSceneStartImport)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEnd)
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
             self.addObserver(scene, event, self.onNodesChanged)
@@ -103,10 +102,6 @@ class TCurLoraSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         """The scene is about to be emptied."""
         self.panel.scene_closed()
-
-    def onSceneStartImport(self, caller: Any, event: Any) -> None:
-        """Another scene is about to be read into this one."""
-        self.panel.scene_importing()
 
     def onSceneEnd(self, caller: Any, event: Any) -> None:
         """The scene has been emptied, or another one has been read: take its parameters."""

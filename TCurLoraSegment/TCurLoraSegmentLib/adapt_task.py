@@ -97,6 +97,8 @@ class AdaptTask(WorkerTask[Adapted]):
         self.finished = Adapted(outcome, self.name, adapter, report, self._case_names, self.job, self._warnings)
         if outcome.ok:
             self.job.delete()  # the cases of the patients were exported there
+        elif not self.job.resumable:
+            self.job.forget_scans()
         if self._on_finished is not None:
             self._on_finished(self.finished)
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
+import platform
 import re
 import sys
 import tempfile
@@ -148,6 +149,14 @@ def plan_installation(report: Mapping[str, Any], engine: Engine) -> InstallPlan:
         blockers.append(f"{what} {python['remedy']}")
     versions = {name: str(items[name]["value"]) for name in MINIMUM_VERSIONS if name in items and items[name]["ok"]}
     for name, minimum in MINIMUM_VERSIONS.items():
+        if name == "torch" and engine.own and _is_intel_mac() and _is_older(versions.get(name, "0"), minimum):
+            blockers.append(
+                _(
+                    "There is no PyTorch {minimum} for Intel Macs, and this Slicer is an Intel program. On a Mac with "
+                    "Apple silicon choose a native (arm64) Python below, which has what the engine needs."
+                ).format(minimum=minimum)
+            )
+            continue
         item = items.get(name, {"value": "missing", "remedy": ""})
         if name not in versions and item["value"] == "missing":
             missing.append(name)
@@ -271,6 +280,11 @@ def _hints() -> tuple[tuple[str, str], ...]:
         ),
         (r"No matching distribution", _("There is no ready-made package for this Python; install a newer Slicer")),
     )
+
+
+def _is_intel_mac() -> bool:
+    """Whether this is a program for Intel Macs, which those with Apple silicon run too."""
+    return sys.platform == "darwin" and platform.machine() == "x86_64"
 
 
 def _is_older(version: str, minimum: str) -> bool:

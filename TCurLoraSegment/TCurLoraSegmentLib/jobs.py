@@ -18,6 +18,7 @@ from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.translation import tr as _
 from TCurLoraSegmentLib.worker import RESULT, STATE
 
+REQUEST = "job.json"
 SCENE = "scene.json"
 MINIMUM_FREE = 2**29
 """Bytes that must be free on the disk before scans are exported to it."""
@@ -105,6 +106,11 @@ class Job:
         """Whether it ended because the user wanted it to."""
         return _read_object(self.path / STATE).get("ended") == "cancelled"
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the engine has begun with it and not finished."""
+        return self.command_line() is not None and (self.path / REQUEST).is_file() and not self.finished
+
     def forget_scans(self) -> None:
         """Remove what was exported and computed, and keep the log."""
         for folder in (self.inputs, self.results):
@@ -177,15 +183,7 @@ def unfinished_jobs() -> list[Job]:
     They can be resumed: the engine keeps what it needs for that in the folder. Whether a process still works on a
     job is told by `Job.running`. Those that the user cancelled are among them; see `Job.cancelled`.
     """
-    jobs = [
-        job
-        for job in _jobs()
-        if job.command == "adapt"
-        and job.command_line() is not None
-        and (job.path / "job.json").is_file()
-        and not job.finished
-        and not job.running
-    ]
+    jobs = [job for job in _jobs() if job.command == "adapt" and job.resumable and not job.running]
     return sorted(jobs, key=lambda job: job.created, reverse=True)
 
 
@@ -205,8 +203,7 @@ def tidy(keep_days: float = 14) -> None:
 
 
 def _jobs() -> Iterator[Job]:
-    folder = jobs_folder()
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for path in _entries(jobs_folder()):
         if path.is_dir() and not path.is_symlink():
             content = _read_object(path / SCENE)
             created = content.get("created")
@@ -218,9 +215,17 @@ def _jobs() -> Iterator[Job]:
             )
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, in order; nothing where it is gone, or somebody else's."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _last_change(path: Path) -> float:
     times = []
-    for entry in (path, *path.iterdir()):
+    for entry in (path, *_entries(path)):
         try:
             times.append(entry.stat().st_mtime)
         except OSError:

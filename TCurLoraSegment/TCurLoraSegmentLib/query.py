@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 from TCurLoraSegmentLib.engine import Engine
+from TCurLoraSegmentLib.engine_process import Event
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.translation import tr as _
 from TCurLoraSegmentLib.worker import Outcome, Worker
@@ -21,6 +24,9 @@ class Query:
         arguments: command and options.
         on_answer: gets the answer.
         on_error: gets what went wrong instead; nobody is told of a query that was cancelled.
+        on_event: gets every event on the way.
+        on_end: called before the answer or the error, and when the query is cancelled, to tidy up.
+        timeout_s: how long to wait for the answer; None waits as long as it takes.
     """
 
     def __init__(
@@ -29,12 +35,19 @@ class Query:
         *arguments: str,
         on_answer: Callable[[Any], None],
         on_error: Callable[[UserError], None],
+        on_event: Callable[[Event], None] | None = None,
+        on_end: Callable[[], None] | None = None,
+        timeout_s: float | None = TIMEOUT_S,
     ) -> None:
         self._on_answer = on_answer
         self._on_error = on_error
+        self._on_end = on_end
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._deadline = math.inf
+        self._is_late = False
         self._cancelled = False
         command = engine.command(*arguments)
-        self._worker = Worker(command, engine.environment(), on_finished=self._finish)
+        self._worker = Worker(command, engine.environment(), on_event=on_event, on_finished=self._finish)
 
     @property
     def running(self) -> bool:
@@ -43,21 +56,34 @@ class Query:
 
     def start(self) -> None:
         """Start the process."""
+        self._deadline = time.monotonic() + self._timeout_s
         self._worker.start()
 
     def poll(self) -> bool:
         """Hand over the answer if it is there; tells whether it is still awaited."""
+        if time.monotonic() > self._deadline and not self._is_late:
+            self._is_late = True
+            self._worker.kill()
         return self._worker.poll()
 
     def cancel(self) -> None:
         """End the process."""
         self._cancelled = True
         self._worker.kill()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
 
     def _finish(self, outcome: Outcome) -> None:
         if self._cancelled:
             return
+        self._tidy()
         try:
+            if self._is_late and not outcome.ok:
+                raise _no_answer()
             answer = _answer_of(outcome)
         except UserError as error:
             self._on_error(error)
@@ -77,7 +103,11 @@ def ask(engine: Engine, *arguments: str) -> Any:
         return _answer_of(worker.wait(TIMEOUT_S))
     except TimeoutError as error:
         worker.kill()
-        raise UserError(_("The engine did not answer."), _("Try again, or see Environment in the panel.")) from error
+        raise _no_answer() from error
+
+
+def _no_answer() -> UserError:
+    return UserError(_("The engine did not answer."), _("Try again, or see Environment in the panel."))
 
 
 def _answer_of(outcome: Outcome) -> Any:

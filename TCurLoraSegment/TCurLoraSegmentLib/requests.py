@@ -75,7 +75,7 @@ class AdaptSettings:
             job: the job's folder.
         """
         words = ["adapt", "--base", self.base, "--data", str(data), "--out", str(out), "--job", str(job)]
-        words += ["--name", self.name, "--method", self.method, "--device", self.device, "--seed", str(self.seed)]
+        words += [f"--name={self.name}", "--method", self.method, "--device", self.device, "--seed", str(self.seed)]
         if self.minutes > 0:
             words += ["--minutes", f"{self.minutes:g}"]
         elif self.steps > 0:
@@ -137,10 +137,9 @@ class SegmentSettings:
 def map_arguments(mapping: Mapping[str, Sequence[str]]) -> list[str]:
     """Say a mapping of structures as `--map` options; what is left out is not exported and so not named."""
     return [
-        word
+        f"--map={structure}={'+'.join(sources)}"
         for structure, sources in mapping.items()
         if list(sources) != [LEAVE_OUT]
-        for word in ("--map", f"{structure}={'+'.join(sources)}")
     ]
 
 
@@ -148,7 +147,12 @@ def name_problems(name: str, taken: Sequence[str] = ()) -> list[str]:
     """Say why a name cannot be that of a new adapter, one sentence each."""
     if not name.strip():
         return [_("Give the adapter a name.")]
-    if _FORBIDDEN.search(name) or _RESERVED.fullmatch(name) or name != name.strip(" .") or len(name) > MAXIMUM_NAME:
+    if (
+        _FORBIDDEN.search(name)
+        or _RESERVED.fullmatch(name)
+        or name != name.strip(" .").lstrip("-")
+        or len(name) > MAXIMUM_NAME
+    ):
         return [
             _("'{name}' cannot be an adapter's name: use up to {number} letters, digits, spaces and dashes.").format(
                 name=name[:MAXIMUM_NAME], number=MAXIMUM_NAME

@@ -83,7 +83,7 @@ def pair_scene() -> tuple[list[CasePair], list[str]]:
             pairs.append(CasePair(volume.GetID(), found[0].GetID()))
         elif found:
             notes.append(
-                _("The volume '{volume}' has {count} segmentations: {names}. Choose one of them in the table.").format(
+                _("The volume '{volume}' has {count} segmentations: {names}. Add the right one as a pair.").format(
                     volume=volume.GetName(), count=len(found), names=_listed(found)
                 )
             )
@@ -257,13 +257,13 @@ def _volume_of(
         return found[0]
     if found:
         notes.append(
-            _("It is not clear which volume '{labels}' belongs to: {names}. Choose one in the table.").format(
+            _("It is not clear which volume '{labels}' belongs to: {names}. Add the right pair.").format(
                 labels=labels.GetName(), names=_listed(found)
             )
         )
     else:
         notes.append(
-            _("No volume was found for '{labels}'. Choose its volume in the table.").format(labels=labels.GetName())
+            _("No volume was found for '{labels}'. Add it with its volume as a pair.").format(labels=labels.GetName())
         )
     return None
 

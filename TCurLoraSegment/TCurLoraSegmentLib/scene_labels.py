@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,26 @@ def labels_of(node: slicer.vtkMRMLNode) -> list[Label]:
             filled = segment.GetLabelValue() in present[shape]
         labels.append(_label_of_segment(segment_id, segment, filled))
     return [label for label in labels if normalized(label.name) != BACKGROUND]
+
+
+def state_of(node: slicer.vtkMRMLNode) -> Hashable:
+    """Return a value that differs once the voxels, the geometry or the labels of a node have changed.
+
+    Args:
+        node: volume, label map or segmentation.
+    """
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        source = segmentation.GetSourceRepresentationName()
+        segments = [segmentation.GetSegment(segment_id) for segment_id in segmentation.GetSegmentIDs()]
+        shapes = [segment.GetRepresentation(source) for segment in segments]
+        return source, *((s.GetMTime(), shape and shape.GetMTime()) for s, shape in zip(segments, shapes, strict=True))
+    image, display = node.GetImageData(), node.GetDisplayNode()
+    colors = display.GetColorNode() if display is not None and node.IsA("vtkMRMLLabelMapVolumeNode") else None
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    geometry = tuple(matrix.GetElement(row, column) for row in range(3) for column in range(4))
+    return geometry, image and image.GetMTime(), colors and (colors.GetID(), colors.GetMTime())
 
 
 def has_binary_labels(segmentation: slicer.vtkSegmentation) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,15 @@ class SegmentTask(WorkerTask[Segmented]):
                     self._take_in(entry, finished)
                 except UserError as error:
                     finished.messages.append(str(error))
+                except Exception as error:  # such as too little memory: the end has to be told all the same
+                    logging.exception("A result could not be taken into the scene.")
+                    name = self._placements[Path(str(entry["scan"])).name].volume_name
+                    reason = str(error) or type(error).__name__
+                    finished.messages.append(
+                        _("The result of '{volume}' could not be taken into the scene ({reason}).").format(
+                            volume=name, reason=reason
+                        )
+                    )
         for entry in result.get("failed", ()):
             name = self._placements[Path(str(entry["scan"])).name].volume_name
             finished.messages.append(f"{name}: {entry['reason']}")

@@ -13,6 +13,7 @@ import unittest
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import harness
 import numpy as np
@@ -23,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engines import make_engine
 
+from TCurLoraSegmentLib import scene_labels, segment_task
 from TCurLoraSegmentLib.jobs import data_folder, jobs_folder
 from TCurLoraSegmentLib.processes import start_of
 from TCurLoraSegmentLib.self_test import STRUCTURE, add_scan
+from TCurLoraSegmentLib.widgets import environment_section
 from TCurLoraSegmentLib.widgets.environment_section import PYTHON_SETTING
 
 
@@ -121,7 +124,7 @@ class LifeTest(PanelCase):
 
     def test_a_scene_that_is_read_into_this_one_brings_its_choices(self) -> None:
         volume, _labels = add_scan("scan 1", 1)
-        self.ui.inputSelector.setCurrentNode(volume)
+        harness.choose_node(self.ui.inputSelector, volume)
         harness.process_events()
         file = str(self.folder / "scene.mrb")
         self.assertTrue(slicer.util.saveScene(file, {}))
@@ -131,9 +134,67 @@ class LifeTest(PanelCase):
         chosen = self.panel.parameters.get_node("input")
         self.assertIsNotNone(chosen)
         self.assertEqual(self.ui.inputSelector.currentNode(), chosen)
-        self.ui.inputSelector.setCurrentNode(None)
+        harness.choose_node(self.ui.inputSelector, None)
         harness.process_events()
         self.assertIsNone(self.panel.parameters.get_node("input"))
+
+
+class ChoiceTest(PanelCase):
+    def test_deleting_the_chosen_node_chooses_no_other(self) -> None:
+        drawn = add_scan("drawn", 1)
+        earlier = add_scan("earlier", 2)
+        harness.choose_node(self.ui.inputSelector, earlier[0])
+        harness.choose_node(self.ui.outputSelector, earlier[1])
+        harness.process_events()
+        self.assertEqual(self.panel.parameters.get_node("output"), earlier[1])
+        harness.leave_module(self.widget)
+        for node in earlier:
+            slicer.mrmlScene.RemoveNode(node)
+        harness.process_events()
+        harness.enter_module(self.widget)
+        harness.process_events()
+        for role, selector, other in zip(
+            ("input", "output"), (self.ui.inputSelector, self.ui.outputSelector), drawn, strict=True
+        ):
+            self.assertIsNone(self.panel.parameters.get_node(role))
+            self.assertIsNone(selector.currentNode())
+            self.assertIsNotNone(other)
+
+    def test_saved_model_stays_chosen_whichever_list_comes_first(self) -> None:
+        self.make_adapter("My hospital")
+        self.set(model="My hospital")
+        self.panel.reload()
+        self.panel._models_listed(self.panel.models)
+        self.assertEqual(self.panel.parameters.get("model"), "My hospital")
+        harness.wait_until(lambda: self.panel.listed, timeout_s=60)
+        self.assertEqual(self.panel.parameters.get("model"), "My hospital")
+        self.assertIn("My hospital", self.ui.modelCombo.currentText)
+
+    def test_model_that_is_not_on_this_computer_is_said_so(self) -> None:
+        harness.wait_until(lambda: self.panel.listed, timeout_s=60)
+        self.assertEqual(self.panel.parameters.get("model"), "hippocampus_t1_unetr")
+        self.set(model="Elsewhere")
+        self.panel.reload()
+        harness.wait_until(lambda: self.panel.listed, timeout_s=60)
+        self.assertEqual(self.panel.parameters.get("model"), "Elsewhere")
+        self.assertEqual(self.ui.modelCombo.currentIndex, -1)
+        self.assertIn("'Elsewhere' is not on this computer", self.ui.segmentButton.toolTip)
+
+    def test_device_and_method_that_there_are_not_here_are_shown_and_sent_as_the_usual_ones(self) -> None:
+        self.set(device="cuda:7", method="magic")
+        self.assertEqual(self.ui.deviceCombo.currentText, "automatic")
+        self.assertEqual(self.panel.adapt_settings().device, "auto")
+        self.assertEqual(self.panel.segment_section._settings().device, "auto")
+        self.assertEqual(self.panel.adapt_settings().method, "compact")
+        self.set(device="cpu")
+        self.assertEqual(self.panel.adapt_settings().device, "cpu")
+
+    def test_result_has_the_whole_name_of_its_adapter(self) -> None:
+        self.make_adapter("Ward 3 (1.5T)")
+        self.panel.reload_adapters()
+        harness.wait_until(lambda: self.panel.adapters, timeout_s=60)
+        self.set(model="Ward 3 (1.5T)")
+        self.assertEqual(self.panel.segment_section._settings().title, "Ward 3 (1.5T)")
 
 
 class BaseModelTest(PanelCase):
@@ -201,11 +262,12 @@ class CasesTest(PanelCase):
         self.assertEqual(self.panel.parameters.get("mapping"), wanted)
         harness.process_events(0.1)
         arguments = self.panel.adapt_settings().arguments(Path("d"), Path("o"), Path("j"))
-        self.assertIn(f"{STRUCTURE}=anterior hippocampus+posterior hippocampus", arguments)
+        self.assertIn(f"--map={STRUCTURE}=anterior hippocampus+posterior hippocampus", arguments)
         combo = self.ui.structuresTable.cellWidget(0, 1)
         combo.setCurrentIndex(titles.index("leave out"))
         harness.process_events(0.1)
-        self.assertNotIn("--map", self.panel.adapt_settings().arguments(Path("d"), Path("o"), Path("j")))
+        arguments = self.panel.adapt_settings().arguments(Path("d"), Path("o"), Path("j"))
+        self.assertFalse([argument for argument in arguments if argument.startswith("--map")])
 
     def test_mapping_goes_by_terminology_where_the_base_model_has_one(self) -> None:
         terminology = self.panel.models[0]["terminology"]
@@ -240,12 +302,66 @@ class CasesTest(PanelCase):
         self.assertIn("gone", self.cell(self.ui.casesTable, 0, 3))
         self.assertIn("2 labeled cases", self.ui.adaptButton.toolTip)
 
+    def test_what_a_check_found_is_forgotten_when_the_case_changes(self) -> None:
+        _volume, labels = add_scan("a", 1)
+        add_scan("b", 2)
+        self.ui.addFromSceneButton.click()
+        states = lambda: [self.cell(self.ui.casesTable, row, 3) for row in range(self.ui.casesTable.rowCount)]  # noqa: E731
+        self.ui.checkCasesButton.click()
+        harness.wait_until(lambda: self.ui.checkCasesButton.enabled, timeout_s=60)
+        self.assertEqual(states(), ["ready", "ready"], self.ui.casesMessage.text)
+        segment = labels.GetSegmentation().GetNthSegmentID(0)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((40, 50, 40), np.uint8), labels, segment, _volume)
+        self.panel.refresh()
+        self.assertEqual(states(), ["", "ready"])
+        slicer.mrmlScene.Clear(0)
+        for seed, name in enumerate("cd", start=3):
+            add_scan(name, seed)
+        self.ui.addFromSceneButton.click()
+        self.assertEqual(states(), ["", ""])
+
+    def test_voxels_are_counted_again_only_where_something_changed(self) -> None:
+        _volume, labels = add_scan("a", 1)
+        self.ui.addFromSceneButton.click()
+        with mock.patch.object(scene_labels, "present_values", wraps=scene_labels.present_values) as counted:
+            self.set(name="b")
+            self.assertEqual(counted.call_count, 0)
+            labels.GetSegmentation().GetNthSegment(0).SetName("other")
+            self.panel.refresh()
+            self.assertGreater(counted.call_count, 0)
+        self.assertEqual(self.cell(self.ui.structuresTable, 0, 0), "other")
+
+    def test_explanation_stays_until_the_next_one(self) -> None:
+        greeting = self.ui.casesMessage.text
+        self.assertIn("Add from scene", greeting)
+        add_scan("bare", 1, labeled=False)
+        self.ui.addFromSceneButton.click()
+        add_scan("another", 2, labeled=False)
+        harness.process_events(0.1)
+        self.assertIn("'bare' has no segmentation", self.ui.casesMessage.text)
+        slicer.mrmlScene.Clear(0)
+        harness.process_events(0.1)
+        self.assertEqual(self.ui.casesMessage.text, greeting)
+
+
+class UncheckedTest(PanelCase):
+    engine = ("check", "time.sleep(600)")
+
+    def test_closing_the_panel_during_a_check_leaves_no_scan(self) -> None:
+        add_scan("a", 1)
+        self.ui.addFromSceneButton.click()
+        self.ui.checkCasesButton.click()
+        self.assertEqual(len(list(jobs_folder().iterdir())), 1)
+        harness.close_module(self.widget)
+        self.assertEqual(list(jobs_folder().iterdir()), [])
+
 
 class AdaptTest(PanelCase):
     def test_tooltip_lists_what_is_missing(self) -> None:
-        self.set(name="a/b")
-        for words in ("labeled cases", "'a/b' cannot be"):
-            self.assertIn(words, self.ui.adaptButton.toolTip)
+        for name in ("a/b", "-1.5T"):
+            self.set(name=name)
+            for words in ("labeled cases", f"'{name}' cannot be"):
+                self.assertIn(words, self.ui.adaptButton.toolTip)
         self.make_adapter("Taken")
         self.panel.reload_adapters()
         harness.wait_until(lambda: self.panel.adapters, timeout_s=60)
@@ -275,6 +391,17 @@ class AdaptTest(PanelCase):
         self.assertTrue(ends(pid))
 
 
+class RefusedTest(PanelCase):
+    engine = ("adapt", 'emit(event="error", code="x", message="No.", remedy=""); sys.exit(2)')
+
+    def test_run_that_never_began_leaves_no_scan(self) -> None:
+        self.start_adapting()
+        self.wait_for_end()
+        self.assertEqual(self.ui.stageLabel.text, "No.")
+        self.assertFalse(self.ui.unfinishedFrame.isVisibleTo(self.widget.parent))
+        self.assertEqual(list(jobs_folder().glob("*/inputs")), [])
+
+
 REPORT = {
     "summary": "The adapter does not help on your 2 scans: it lowers Dice from 0.90 to 0.80.",
     "cross_validation": {
@@ -294,6 +421,10 @@ numbers = dict(n=2, base_dice=0.9, adapted_dice=0.8, dice_difference=-0.1, dice_
                worsened=2, base_hd95_mm=1.0, adapted_hd95_mm=1.0)
 report["cross_validation"]["comparison"] = dict(structures=dict(x=numbers), mean=numbers)
 open(os.path.join(out, "report.json"), "w").write(json.dumps(report))
+emit(event="warning", code="few", severity="warning", case="", message="Few cases. Add some (with --data).")
+emit(event="warning", code="new", severity="note", case="", message="A note.")
+emit(event="warning", code="one", severity="warning", case="case01", message="Case one.")
+emit(event="warning", message="Memory ran out.")
 emit(event="stage", name="fold-1", title="Cross-validation 1 of 2")
 for step in range(1, 200):
     emit(event="metric", name="loss", step=step, value=1 / step, training=1)
@@ -332,6 +463,11 @@ class ResultTest(PanelCase):
         self.assertIn("'a' is ready", self.ui.stageLabel.text)
         self.assertIn("labeled voxels of 'cut segmentation'", self.ui.stageLabel.text)
         self.assertNotIn("'scan 0", self.ui.stageLabel.text)
+
+    def test_what_the_engine_warned_of_is_told_with_the_result(self) -> None:
+        self.start_adapting("a")
+        self.wait_for_end()
+        self.assertEqual(self.ui.stageLabel.text.split("\n")[1:], ["Few cases. Add some.", "Memory ran out."])
 
     def test_a_scene_closed_meanwhile_gets_no_nodes_of_the_old_one(self) -> None:
         self.start_adapting("worse")
@@ -431,6 +567,27 @@ class InstallTest(PanelCase):
         self.assertNotIn("torch", str(harness.pip_calls[0]).replace("torch.txt", ""))
         harness.wait_until(lambda: self.ui.checkEnvironmentButton.enabled, timeout_s=60)
 
+    def test_one_installation_at_a_time_and_it_is_seen(self) -> None:
+        section = self.panel.environment_section
+        section._plan = dataclasses.replace(section._plan, own=True)
+        seen = []
+
+        def install(_plan: Any, agreed: Any, _wheels: Any) -> bool:
+            self.assertTrue(agreed("?"))
+            section._on_install()  # Slicer handles clicks while pip runs
+            seen.append((self.ui.environmentSummary.text, self.ui.installButton.enabled, self.ui.adaptButton.toolTip))
+            return False
+
+        harness.expect("ok_cancel", True)
+        with mock.patch.object(environment_section, "install", install):
+            section._on_install()
+        ((summary, enabled, tooltip),) = seen
+        self.assertIn("Installing", summary)
+        self.assertFalse(enabled)
+        self.assertIn("being installed", tooltip)
+        self.assertTrue(self.ui.installButton.enabled)
+        self.assertNotIn("being installed", self.ui.adaptButton.toolTip)
+
     def test_reason_of_a_failed_installation_is_told(self) -> None:
         section = self.panel.environment_section
         section._plan = dataclasses.replace(section._plan, own=True)
@@ -438,6 +595,37 @@ class InstallTest(PanelCase):
         harness.expect("ok_cancel", True)
         section._on_install()
         self.assertIn("No space left", self.ui.environmentSummary.text)
+
+
+class LateTest(PanelCase):
+    engine = ("doctor", "time.sleep(2)" + LACKING)
+
+    def test_late_answer_of_another_python_is_not_taken_for_this_ones(self) -> None:
+        self.assertIn("monai", self.ui.noticeLabel.text)
+        self.panel.reload()
+        self.ui.pythonPath.currentPath = sys.executable
+        harness.wait_until(lambda: not self.panel.engine_problems(), timeout_s=60)
+        harness.process_events(3)
+        self.assertEqual(self.panel.engine_problems(), [])
+        self.assertNotIn("monai", self.ui.environmentSummary.text)
+
+
+class HangingTest(PanelCase):
+    engine = ("check", "time.sleep(600)")
+
+    def test_engine_that_never_answers_is_ended_and_told(self) -> None:
+        told: list[Any] = []
+        query = self.panel.query(
+            "check",
+            on_answer=told.append,
+            on_error=lambda error: told.append(str(error)),
+            on_end=lambda: told.append("end"),
+            timeout_s=0.5,
+        )
+        harness.wait_until(lambda: not query.running, timeout_s=30)
+        self.assertEqual(told[0], "end")
+        self.assertIn("did not answer", told[1])
+        self.assertEqual(len(told), 2)
 
 
 class AdaptersTest(PanelCase):
@@ -554,6 +742,14 @@ class SegmentTest(PanelCase):
         self.assertTrue((before == after).all())
         self.assertIsNone(chosen.GetSegmentation().GetSegment(STRUCTURE))
         self.assertNotEqual(chosen.GetSegmentation().GetNthSegment(0).GetName(), STRUCTURE)
+
+    def test_result_that_does_not_fit_into_memory_ends_the_run_all_the_same(self) -> None:
+        with mock.patch.object(segment_task, "import_segmentation", side_effect=MemoryError("no 3 GB")):
+            self.start("scan")
+            self.wait_for_end()
+        self.assertIn("'scan' could not be taken into the scene (no 3 GB)", self.ui.segmentStatus.text)
+        self.assertTrue(self.ui.segmentButton.enabled)
+        self.assertEqual(list(jobs_folder().iterdir()), [])
 
     def test_3d_is_shown_and_hidden(self) -> None:
         self.start("scan")

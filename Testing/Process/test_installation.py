@@ -133,6 +133,17 @@ class PlanTest(unittest.TestCase):
         self.assertTrue(made.installable, "a torch that is missing is simply installed")
         self.assertFalse(plan({"einops": "0.8, without its files"}).installable)
 
+    def test_intel_mac_is_told_that_there_is_no_torch_for_it(self) -> None:
+        with patch("sys.platform", "darwin"), patch("platform.machine", return_value="x86_64"):
+            for torch in (None, "2.2.2"):
+                made = plan(torch=torch, einops=None)
+                self.assertFalse(made.installable)
+                self.assertEqual(made.missing, ("einops",))
+                self.assertIn("no PyTorch 2.8 for Intel Macs", made.words())
+            self.assertTrue(plan(torch="2.9.0").complete)
+            other = plan_installation(report(torch=None), OTHER)
+            self.assertEqual(other.missing, ("torch",))
+
     def test_old_python_cannot_be_helped(self) -> None:
         found = report()
         found["items"][0].update(ok=False, value="3.9.10", remedy="Install Python 3.10 or newer.")

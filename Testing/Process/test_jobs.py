@@ -47,6 +47,21 @@ class JobsTest(unittest.TestCase):
         for entry in (*job.path.iterdir(), job.path):
             os.utime(entry, (then, then))
 
+    def test_folder_that_cannot_be_read_is_passed_over(self) -> None:
+        mine, other = self.begun("mine"), self.begun("other")
+        listed = Path.iterdir
+
+        def refuse(path: Path) -> object:
+            if path == other.path:
+                raise PermissionError(13, "Permission denied", str(path))
+            return listed(path)
+
+        shutil.rmtree(other.path)
+        other.path.mkdir()
+        with patch.object(Path, "iterdir", refuse):
+            tidy()
+            self.assertEqual([job.path for job in unfinished_jobs()], [mine.path])
+
     def test_new_job_is_an_empty_place_of_its_own(self) -> None:
         names = ("Hippocampus Süd/病院:\0*?", "", "..", "CON", "x" * 500, "x" * 500)
         made = [new_job("adapt", name) for name in names]

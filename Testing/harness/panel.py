@@ -319,6 +319,11 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         process_events(0.01)
 
 
+def choose_node(selector: Any, node: Any) -> None:
+    """Choose a node in a selector, or None, as the user does."""
+    pythonqt.unwrap(selector).choose(node)
+
+
 def show(widget: Any, width: int = 0, height: int = 0) -> None:
     """Show a widget, in its own size or in this one."""
     native = getattr(widget, "parent", widget)._native if not isinstance(widget, pythonqt.Wrapper) else widget._native

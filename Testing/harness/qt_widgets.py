@@ -459,7 +459,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         if scene is not None and scene.IsBatchProcessing():
             return
         every = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())] if scene else []
-        self._nodes = [node for node in every if self._shows(node)]
+        before, self._nodes = self._nodes, [node for node in every if self._shows(node)]
         self._combo.blockSignals(True)
         self._combo.clear()
         if self._none:
@@ -468,7 +468,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         if self._add and self._types:
             self._combo.addItem(f"Create new {self._types[0].removeprefix('vtkMRML').removesuffix('Node')}")
         self._combo.blockSignals(False)
-        self._select(self._current if self._current in self._nodes else None)
+        self._select(self._current if self._current in self._nodes else self._neighbour(before))
+
+    def _neighbour(self, before: list[Any]) -> Any:
+        """The node above one that is gone, which Qt's box goes to by itself."""
+        above = before[: before.index(self._current)] if self._current in before else []
+        return next((node for node in reversed(above) if node in self._nodes), None)
 
     def _select(self, node: Any) -> None:
         first = int(self._none)
@@ -480,6 +485,12 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.currentNodeChanged[object].emit(node)
         self.currentNodeChanged[bool].emit(node is not None)
         self.currentNodeIDChanged.emit(self._get_id())
+
+    def choose(self, node: Any) -> None:
+        """Choose a node, or None, as the user does, for tests."""
+        index = self._nodes.index(node) + int(self._none) if node is not None else 0
+        self._combo.setCurrentIndex(index)
+        self._combo.activated.emit(index)
 
     def _on_activated(self, index: int) -> None:
         place = index - int(self._none)

@@ -58,8 +58,18 @@ class AdaptSection:
     def settings(self) -> AdaptSettings:
         """What the parameter node says."""
         get = self._panel.parameters.get
-        keys = ("base", "name", "minutes", "device", "cross_validation", "method", "rank", "steps", "folds", "seed")
-        return AdaptSettings(**{key: get(key) for key in keys}, mapping=self._panel.cases_section.mapping())
+        keys = ("base", "name", "minutes", "cross_validation", "rank", "steps", "folds", "seed")
+        return AdaptSettings(
+            **{key: get(key) for key in keys},
+            method=self._method(),
+            device=self._panel.device(),
+            mapping=self._panel.cases_section.mapping(),
+        )
+
+    def _method(self) -> str:
+        """The method that is chosen; the usual one where a scene names one that there is not."""
+        method = str(self._panel.parameters.get("method"))
+        return method if method in METHODS else METHODS[0]
 
     def scene_closed(self) -> None:
         """The scene of the cases is gone: names of its volumes must not appear in the next one."""
@@ -77,15 +87,15 @@ class AdaptSection:
             self._panel.parameters.set("name", free_name(_("My site"), self._names()))
         for key, spin in self._spins.items():
             _quietly(spin, "setValue", get(key))
-        _quietly(ui.methodCombo, "setCurrentIndex", METHODS.index(get("method")) if get("method") in METHODS else 0)
-        devices = self._panel.devices
-        _quietly(ui.deviceCombo, "setCurrentIndex", devices.index(get("device")) if get("device") in devices else 0)
+        _quietly(ui.methodCombo, "setCurrentIndex", METHODS.index(self._method()))
+        devices, device = self._panel.devices, self._panel.device()
+        _quietly(ui.deviceCombo, "setCurrentIndex", devices.index(device) if device in devices else 0)
         _quietly(ui.crossValidationCheck, "setChecked", get("cross_validation"))
         if ui.adapterNameEdit.text != get("name"):
             _quietly(ui.adapterNameEdit, "setText", get("name"))
         ui.stepsSpin.setEnabled(get("minutes") == 0)
         ui.foldsSpin.setEnabled(get("cross_validation"))
-        ui.rankSpin.setEnabled(get("method") in ("compact", "paper"))
+        ui.rankSpin.setEnabled(self._method() in ("compact", "paper"))
         ui.minutesMeaning.setText(self._meaning())
         missing = self._missing()
         ui.adaptButton.setEnabled(not missing)
@@ -137,8 +147,7 @@ class AdaptSection:
         return _("About {steps} optimizer steps in all on this device, as measured last.").format(steps=steps)
 
     def _speed_key(self) -> str:
-        get = self._panel.parameters.get
-        return f"{SPEED_SETTING}/{Path(get('base')).name}/{get('device')}"
+        return f"{SPEED_SETTING}/{Path(self._panel.parameters.get('base')).name}/{self._panel.device()}"
 
     def _store(self, key: str, value: Any) -> None:
         self._panel.parameters.set(key, value)
@@ -170,7 +179,9 @@ class AdaptSection:
         try:
             self._task = AdaptTask(self._panel.engine(), job, resume, self._on_event, self._on_finished)
         except (UserError, KeyError, TypeError) as error:
-            self._stage(str(error) or _("This run cannot be resumed."))
+            self._stage(str(error) if isinstance(error, UserError) else _("This run cannot be resumed."))
+            if not resume:
+                job.delete()
             return
         self._unfinished = None
         self._scene_is_gone = resume  # a run from another sitting had another scene

@@ -72,7 +72,8 @@ class BaseModelSection:
         folder = qt.QFileDialog.getExistingDirectory(self._ui.addBundleButton, _("Choose the folder of a MONAI bundle"))
         if folder:
             self._say(_("Reading the bundle..."))
-            self._panel.query("models", "add", folder, on_answer=self._changed, on_error=self._failed)
+            # However large the bundle is, and however slow the drive.
+            self._panel.query("models", "add", folder, on_answer=self._changed, on_error=self._failed, timeout_s=None)
 
     def _on_remove(self) -> None:
         entry = self.current()
@@ -89,7 +90,18 @@ class BaseModelSection:
             self._say(_("Downloading..."))
             self._ui.fetchModelButton.setEnabled(False)
             name = str(entry["name"])
-            self._panel.query("models", "fetch", name, on_answer=self._changed, on_error=self._failed)
+            self._panel.query(
+                *("models", "fetch", name),
+                on_answer=self._changed,
+                on_error=self._failed,
+                on_event=self._on_fetched,
+                timeout_s=None,
+            )
+
+    def _on_fetched(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "progress":
+            part = int(100 * event["step"] / max(event["total"], 1))
+            self._say(_("Downloading... {part} %").format(part=part))
 
     def _on_details(self, _open: bool = True) -> None:
         entry = self.current()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,26 @@ from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.adapt_task import export_for_engine
 from TCurLoraSegmentLib.errors import UserError, without_options
-from TCurLoraSegmentLib.jobs import Job, new_job
+from TCurLoraSegmentLib.jobs import new_job
 from TCurLoraSegmentLib.parameters import CaseRow
+from TCurLoraSegmentLib.query import TIMEOUT_S
 from TCurLoraSegmentLib.requests import LEAVE_OUT, NEW, map_arguments
-from TCurLoraSegmentLib.scene_cases import CasePair, matched_by_terminology, pair_scene, structures_of
-from TCurLoraSegmentLib.scene_labels import normalized
+from TCurLoraSegmentLib.scene_cases import (
+    CasePair,
+    SceneStructure,
+    matched_by_terminology,
+    pair_scene,
+    structures_of,
+)
+from TCurLoraSegmentLib.scene_labels import normalized, state_of
 from TCurLoraSegmentLib.widgets.tables import fill, is_checked, set_checked
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
+
+
+SECONDS_A_CASE = 10
+"""What a check may take for each case at most, beside the start of the engine."""
 
 
 class CasesSection:
@@ -30,7 +41,11 @@ class CasesSection:
         self._panel = panel
         self._ui = ui = panel.ui
         self._states: dict[CasePair, list[str]] = {}
+        self._checked: dict[CasePair, Hashable] = {}
         self._matched: dict[str, list[str]] = {}
+        self._structures: list[SceneStructure] = []
+        self._structures_of: Hashable = ()
+        self._scene = 0
         self._names: list[str] = []
         self._by_terminology: dict[str, list[str]] = {}
         self._choices: list[tuple[str, list[list[str]]]] = []
@@ -69,6 +84,12 @@ class CasesSection:
         self._panel.refresh()
         return len(new)
 
+    def scene_closed(self) -> None:
+        """Forget what was found out about nodes of the scene that is gone; the next one may use their IDs again."""
+        self._scene += 1
+        self._states, self._checked, self._matched = {}, {}, {}
+        self._say("")
+
     def refresh(self) -> None:
         """Show the cases of the parameter node."""
         self._filling = True
@@ -84,10 +105,9 @@ class CasesSection:
         fill(self._ui.casesTable, texts, tooltips)
         for number, row in enumerate(rows):
             set_checked(self._ui.casesTable, number, 0, row.use)
-        if not rows:
-            self._ui.casesMessage.setText(
-                _("Load scans with their segmentations, then press 'Add from scene'. Five or more are a good start.")
-            )
+        greeting = _("Load scans with their segmentations, then press 'Add from scene'. Five or more are a good start.")
+        if self._ui.casesMessage.text in ("", greeting):
+            self._say("" if rows else greeting)
         self._filling = False
         self._refresh_structures()
 
@@ -113,7 +133,7 @@ class CasesSection:
         usable = {
             case.name: pair for case, pair in zip(export.cases, (p for p in pairs if p not in unusable), strict=True)
         }
-        self._states = dict(unusable)
+        self._states, self._checked = dict(unusable), {pair: self._state(pair) for pair in pairs}
         if not usable:
             job.delete()
             self._say(_("No case can be used; see the table."))
@@ -122,22 +142,24 @@ class CasesSection:
         self._ui.checkCasesButton.setEnabled(False)
         self._say(_("Checking {number} cases...").format(number=len(pairs)))
 
+        scene = self._scene
+
         def answered(report: Mapping[str, Any]) -> None:
-            self._done(job)
-            self._states = {**unusable, **{p: [warned[p]] if p in warned else [] for p in usable.values()}}
-            self._show_report(report, usable)
+            if scene == self._scene:
+                self._states = {**unusable, **{p: [warned[p]] if p in warned else [] for p in usable.values()}}
+                self._show_report(report, usable)
 
         def failed(error: UserError) -> None:
-            self._done(job)
             self._say(str(error))
+
+        def ended() -> None:
+            job.delete()
+            self._ui.checkCasesButton.setEnabled(True)
 
         options = ["--base", str(parameters.get("base")), "--data", str(job.inputs)]
         options += map_arguments(self.mapping())
-        self._panel.query("check", *options, on_answer=answered, on_error=failed)
-
-    def _done(self, job: Job) -> None:
-        job.delete()
-        self._ui.checkCasesButton.setEnabled(True)
+        timeout_s = TIMEOUT_S + SECONDS_A_CASE * len(pairs)
+        self._panel.query("check", *options, on_answer=answered, on_error=failed, on_end=ended, timeout_s=timeout_s)
 
     def _show_report(self, report: Mapping[str, Any], pairs: Mapping[str, CasePair]) -> None:
         general = []
@@ -166,8 +188,12 @@ class CasesSection:
         if not volume:
             return [_("The volume is gone: remove this row.")]
         if not labels:
-            return [_("The segmentation is gone: remove this row, or choose another.")]
-        return self._states.get(pair)
+            return [_("The segmentation is gone: remove this row, or add the pair anew.")]
+        return self._states.get(pair) if self._checked.get(pair) == self._state(pair) else None
+
+    def _state(self, pair: CasePair) -> Hashable:
+        """What a check of a pair depends on."""
+        return (self._panel.parameters.get("base"), *(state_of(node) for node in _nodes(pair) if node is not None))
 
     def _on_add_from_scene(self) -> None:
         pairs, unpaired = pair_scene()
@@ -201,11 +227,7 @@ class CasesSection:
     def _refresh_structures(self) -> None:
         base = self._panel.base_model_section.current()
         base_names = [str(name) for name in (base or {}).get("structures", ())]
-        try:
-            structures = structures_of(self.chosen())
-        except UserError as error:
-            self._say(str(error))
-            structures = []
+        structures = self._structures_now()
         names = self._names = [structure.name for structure in structures]
         terminology = {str(name): str(entry) for name, entry in (base or {}).get("terminology", {}).items()}
         same_name = {normalized(name) for name in base_names}
@@ -240,6 +262,14 @@ class CasesSection:
             table.setCellWidget(row, 1, combo)
             self._choices.append((name, values))
             self._combos.append(combo)
+
+    def _structures_now(self) -> list[SceneStructure]:
+        """The structures of the chosen cases; voxels are counted again only where something has changed."""
+        chosen = self.chosen()
+        state = tuple((pair, state_of(_nodes(pair)[1])) for pair in chosen)
+        if state != self._structures_of:
+            self._structures, self._structures_of = structures_of(chosen), state
+        return self._structures
 
     def _automatic(self, name: str) -> str:
         if name in self._by_terminology:

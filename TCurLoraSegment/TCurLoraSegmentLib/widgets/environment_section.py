@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.installation import InstallPlan, install, plan_installation
+from TCurLoraSegmentLib.query import Query
 from TCurLoraSegmentLib.widgets.tables import fill
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class EnvironmentSection:
         self._panel = panel
         self._ui = ui = panel.ui
         self._plan: InstallPlan | None = None
+        self._query: Query | None = None
+        self._installing = False
         self._failure = ""
         ui.noticeFrame.setVisible(False)
         ui.pythonPath.currentPath = str(slicer.app.userSettings().value(PYTHON_SETTING) or "")
@@ -37,6 +40,8 @@ class EnvironmentSection:
 
     def problems(self) -> list[str]:
         """Why the engine cannot compute, one sentence each; none while that is not known."""
+        if self._installing:
+            return [_("What is missing is being installed.")]
         if self._failure:
             return [self._failure]
         if self._plan is None or self._plan.complete:
@@ -48,9 +53,11 @@ class EnvironmentSection:
 
     def check(self) -> None:
         """Ask the engine what works here."""
+        if self._query is not None:
+            self._query.cancel()  # it may be another Python's, and answer last
         self._ui.environmentSummary.setText(_("Looking..."))
         self._ui.checkEnvironmentButton.setEnabled(False)
-        self._panel.query("doctor", on_answer=self._answered, on_error=self._failed)
+        self._query = self._panel.query("doctor", on_answer=self._answered, on_error=self._failed)
 
     def _answered(self, report: Mapping[str, Any]) -> None:
         self._failure = ""
@@ -91,19 +98,37 @@ class EnvironmentSection:
             getattr(self._ui, name).collapsed = True
 
     def _on_install(self) -> None:
-        if self._plan is None:
+        # Slicer handles events while pip runs, so that the panel can be used meanwhile.
+        if self._plan is None or self._installing:
             return
         wheels = str(self._ui.wheelsPath.currentPath).strip()
         self._panel.warm.end()  # it keeps files in use, and goes on with what it has loaded
+        self._show_installing(True)
         try:
-            done = install(self._plan, slicer.util.confirmOkCancelDisplay, Path(wheels) if wheels else None)
+            done = install(self._plan, self._agreed, Path(wheels) if wheels else None)
         except UserError as error:
             self._ui.environmentSummary.setText(str(error))
             return
         finally:
             self._panel.warm.end()
+            self._show_installing(False)
         if done:
             self.check()
+        else:
+            self._ui.environmentSummary.setText(self._plan.words())
+
+    def _agreed(self, text: str) -> bool:
+        agreed = bool(slicer.util.confirmOkCancelDisplay(text))
+        if agreed:
+            self._ui.environmentSummary.setText(_("Installing... This can take many minutes."))
+        return agreed
+
+    def _show_installing(self, installing: bool) -> None:
+        self._installing = installing
+        self._ui.checkEnvironmentButton.setEnabled(not installing)
+        self._ui.installButton.setEnabled(not installing and self._plan is not None and self._plan.installable)
+        self._ui.pythonPath.setEnabled(not installing)
+        self._panel.refresh()
 
     def _on_python(self, path: str) -> None:
         slicer.app.userSettings().setValue(PYTHON_SETTING, path)

@@ -52,6 +52,7 @@ class Panel:
         self.warm = WarmWorker()
         self._pump = Pump()
         self._queries: list[Query] = []
+        self._listings: dict[str, Query | None] = {}
         self._asked = False
         self._shown = False
         self._refreshing = False
@@ -76,9 +77,9 @@ class Panel:
         self._shown = True
         if not self._asked:
             self._asked = True
-            tidy()
             self.reload()
             self.adapt_section.look_for_unfinished()
+            tidy()
         self.refresh()
 
     def exit(self) -> None:
@@ -99,17 +100,13 @@ class Panel:
     def set_parameter_node(self, node: slicer.vtkMRMLScriptedModuleNode) -> None:
         """Work with the parameter node of another scene."""
         self.parameters = Parameters(node)
-        self.segment_section.selectors_count = True
         self.base_model_section.models_changed()
         self.segment_section.models_changed()
         self.refresh()
 
-    def scene_importing(self) -> None:
-        """A scene is being read: until `set_parameter_node`, what the selectors show is not the user's choice."""
-        self.segment_section.selectors_count = False
-
     def scene_closed(self) -> None:
         """Forget nodes of the scene that is gone; what runs goes on."""
+        self.cases_section.scene_closed()
         self.segment_section.scene_closed()
         self.adapt_section.scene_closed()
         self.result_section.clear()
@@ -152,6 +149,17 @@ class Panel:
         """
         return engine_of(str(slicer.app.userSettings().value(PYTHON_SETTING) or ""))
 
+    @property
+    def listed(self) -> bool:
+        """Whether the engine has said which models and adapters there are, or why it cannot."""
+        return len(self._listings) == 2 and not any(query and query.running for query in self._listings.values())
+
+    def device(self) -> str:
+        """The device that is chosen; `auto` where this computer has no such device."""
+        chosen = str(self.parameters.get("device"))
+        known = len(self.devices) > 1
+        return chosen if not known or chosen in self.devices else "auto"
+
     def engine_problems(self) -> list[str]:
         """Why the engine cannot compute, one sentence each."""
         return self.environment_section.problems()
@@ -170,25 +178,35 @@ class Panel:
         *arguments: str,
         on_answer: Callable[[Any], None],
         on_error: Callable[[UserError], None],
-    ) -> None:
-        """Ask the engine without waiting."""
+        on_end: Callable[[], None] | None = None,
+        **others: Any,
+    ) -> Query | None:
+        """Ask the engine without waiting; see `Query`. None where it cannot be asked, which `on_error` is told."""
         try:
             engine = self.engine()
         except UserError as error:
+            if on_end is not None:
+                on_end()
             on_error(error)
-            return
-        self._queries = [query for query in self._queries if query.running]
-        query = Query(engine, *arguments, on_answer=on_answer, on_error=on_error)
-        self._queries.append(query)
+            return None
+        query = Query(engine, *arguments, on_answer=on_answer, on_error=on_error, on_end=on_end, **others)
+        self._queries = [*(query for query in self._queries if query.running), query]
         self.run(query)
+        return query
 
     def reload_models(self) -> None:
         """Ask the engine for the base models."""
-        self.query("models", "list", on_answer=self._models_listed, on_error=self._no_models)
+        self._list("models", self._models_listed, self._no_models)
 
     def reload_adapters(self) -> None:
         """Ask the engine for the adapters."""
-        self.query("adapters", "list", on_answer=self._adapters_listed, on_error=self._no_adapters)
+        self._list("adapters", self._adapters_listed, self._no_adapters)
+
+    def _list(self, what: str, on_answer: Callable[[Any], None], on_error: Callable[[UserError], None]) -> None:
+        earlier = self._listings.get(what)
+        if earlier is not None:
+            earlier.cancel()  # it may be another Python's, and answer last
+        self._listings[what] = self.query(what, "list", on_answer=on_answer, on_error=on_error)
 
     def _models_listed(self, models: list[Mapping[str, Any]]) -> None:
         self.models = models

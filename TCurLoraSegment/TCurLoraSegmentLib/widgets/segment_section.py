@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import qt
 import slicer
@@ -19,26 +19,29 @@ if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
 
 
-class SegmentSection:
-    """Starts, shows and cancels segmentations, one at a time.
+class _Model(NamedTuple):
+    """What can segment: its name for the engine, its title, and how the list shows it."""
 
-    Attributes:
-        selectors_count: whether a change of the node selectors is the user's. They lose their node when a scene is
-            read, because they list all nodes anew.
-    """
+    name: str
+    title: str
+    shown: str
+
+
+class SegmentSection:
+    """Starts, shows and cancels segmentations, one at a time."""
 
     def __init__(self, panel: Panel) -> None:
-        self.selectors_count = True
         self._panel = panel
         self._ui = ui = panel.ui
         self._task: SegmentTask | None = None
         self._result: tuple[str, str] | None = None
-        self._models: list[tuple[str, str]] = []
+        self._models: list[_Model] = []
         self._scans: list[str] = []
         self._filling = False
         ui.modelCombo.connect("currentIndexChanged(int)", self._on_model)
-        ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._on_node("input", node))
-        ui.outputSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._on_node("output", node))
+        # Not currentNodeChanged: a selector takes another node by itself when its own is deleted, or a scene is read.
+        ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", lambda node: self._on_node("input", node))
+        ui.outputSelector.connect("nodeActivated(vtkMRMLNode*)", lambda node: self._on_node("output", node))
         ui.scansTable.connect("itemChanged(QTableWidgetItem*)", self._on_scan_checked)
         ui.labelmapCheck.connect("toggled(bool)", lambda on: self._store("as_labelmap", bool(on)))
         ui.uncertaintyCheck.connect("toggled(bool)", lambda on: self._store("uncertainty", bool(on)))
@@ -68,23 +71,23 @@ class SegmentSection:
         """Offer the adapters and base models that there are now."""
         adapters = [entry for entry in self._panel.adapters if not entry["problem"]]
         bases = [entry for entry in self._panel.models if entry["on_disk"]]
-        self._models = [(str(e["name"]), _("{name} (adapter)").format(name=e["name"])) for e in adapters]
+        self._models = [_Model(str(e["name"]), str(e["name"]), _("{name} (adapter)")) for e in adapters]
         self._models += [
-            (str(e["name"]), _("{name} (base model as it is)").format(name=e.get("title") or e["name"])) for e in bases
+            _Model(str(e["name"]), str(e.get("title") or e["name"]), _("{name} (base model as it is)")) for e in bases
         ]
         combo = self._ui.modelCombo
         was_blocked = combo.blockSignals(True)
         combo.clear()
-        combo.addItems([title for _name, title in self._models])
+        combo.addItems([model.shown.format(name=model.title) for model in self._models])
         combo.blockSignals(was_blocked)
-        names = [name for name, _title in self._models]
-        if names and self._panel.parameters.get("model") not in names:
-            self._panel.parameters.set("model", names[0])
+        # What a scene was saved with stays chosen, also where it is not on this computer.
+        if self._models and self._panel.listed and not self._panel.parameters.get("model"):
+            self._panel.parameters.set("model", self._models[0].name)
 
     def refresh(self) -> None:
         """Show the parameter node, and what still stands in the way of a run."""
         ui, parameters = self._ui, self._panel.parameters
-        names = [name for name, _title in self._models]
+        names = [model.name for model in self._models]
         model = parameters.get("model")
         for widget, method, value in (
             (ui.modelCombo, "setCurrentIndex", names.index(model) if model in names else -1),
@@ -133,13 +136,16 @@ class SegmentSection:
 
     def _settings(self) -> SegmentSettings:
         get = self._panel.parameters.get
-        model = get("model")
-        title = next((title for name, title in self._models if name == model), model).partition(" (")[0]
-        return SegmentSettings(model, title, get("device"), get("uncertainty"), get("as_labelmap"))
+        name = get("model")
+        title = next((model.title for model in self._models if model.name == name), name)
+        return SegmentSettings(name, title, self._panel.device(), get("uncertainty"), get("as_labelmap"))
 
     def _missing(self) -> list[str]:
         volumes, output = self._volumes(), self._panel.parameters.get_node("output")
-        missing = [*self._panel.engine_problems(), *self._settings().missing(len(volumes))]
+        settings = self._settings()
+        missing = [*self._panel.engine_problems(), *settings.missing(len(volumes))]
+        if settings.model and self._panel.listed and settings.model not in [model.name for model in self._models]:
+            missing.append(_("The model '{name}' is not on this computer.").format(name=settings.model))
         if output is not None and len(volumes) > 1:
             missing.append(_("For several volumes choose 'Create new' as output."))
         return missing
@@ -150,12 +156,11 @@ class SegmentSection:
 
     def _on_model(self, index: int) -> None:
         if 0 <= index < len(self._models):
-            self._store("model", self._models[index][0])
+            self._store("model", self._models[index].name)
 
     def _on_node(self, role: str, node: slicer.vtkMRMLNode | None) -> None:
-        if self.selectors_count:
-            self._panel.parameters.set_node(role, node)
-            self._panel.refresh_later()
+        self._panel.parameters.set_node(role, node)
+        self._panel.refresh_later()
 
     def _on_scan_checked(self, _item: qt.QTableWidgetItem) -> None:
         if self._filling:
