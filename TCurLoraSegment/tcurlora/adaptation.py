@@ -18,7 +18,7 @@ from tcurlora import __version__, distributed
 from tcurlora.adapter import TensorCurConfig, TensorCurModel
 from tcurlora.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter, weights_bytes
 from tcurlora.adapter_library import is_adapter
-from tcurlora.cases import Case, Finding
+from tcurlora.cases import Case, Finding, files_of_cases, require_no_errors
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.evaluation import Score
@@ -102,9 +102,8 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     network = site.base.build()
     config = site.config(network, request.method, request.rank, request.seed)
 
-    files = [site.base.weights, *(path for case in site.dataset.cases for path in (case.image, case.label))]
     open_job = JobFolder.resume if resume else JobFolder.start
-    job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_inputs(files)))
+    job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_site(site)))
     if distributed.rank() == 0:
         events = Tee(events, job.events)
     for finding in findings:
@@ -148,11 +147,25 @@ def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) ->
     events.emit("stage", name="check", title="Checking the cases")
     site = open_site(request.base, request.data, request.labels, request.mapping)
     findings = check_site(site)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        lines = "\n".join(f"  {f.case or 'all cases'}: {f.message} {f.remedy}" for f in errors)
-        raise InputError(f"{len(errors)} problem(s) with the cases:\n{lines}", code=errors[0].code)
+    require_no_errors(findings)
     return site, findings
+
+
+def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict[str, Any]:
+    """Describe what a job at a site depends on, for its folder.
+
+    Args:
+        site: base model, cases and structures.
+        cases: further cases.
+        others: what else it depends on, as JSON types.
+    """
+    everyone = (*site.dataset.cases, *cases)
+    return describe_inputs(
+        (*site.base.files, *files_of_cases(everyone)),
+        structures=[structure.to_dict() for structure in site.structures],
+        cases=[[case.name, case.subject, list(case.background)] for case in everyone],
+        **others,
+    )
 
 
 def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:

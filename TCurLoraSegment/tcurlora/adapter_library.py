@@ -240,7 +240,7 @@ def rename_adapter(name: str, new_name: str, library: Path | None = None) -> Pat
         The adapter's new folder.
 
     Raises:
-        InputError: when there is no such adapter, or the new name is taken or unusable.
+        InputError: when there is no such adapter, its config is damaged, or the new name is taken or unusable.
         TCurLoraError: when it cannot be written.
     """
     library = library or library_folder()
@@ -252,9 +252,14 @@ def rename_adapter(name: str, new_name: str, library: Path | None = None) -> Pat
     # A name that differs in its case only is the same folder on some systems, and may be changed all the same.
     if target.exists() and not target.samefile(folder):
         raise InputError(f"The library has an adapter '{new_name}' already.", "Choose another name.", "exists")
+    config = {**_read_json(folder / CONFIG), "name": new_name}
     try:
         os.rename(folder, target)
-        write_json(target / CONFIG, {**_read_json(target / CONFIG), "name": new_name})
+        try:
+            write_json(target / CONFIG, config)
+        except OSError:
+            os.rename(target, folder)
+            raise
     except OSError as error:
         raise _cannot("rename", folder, error) from error
     return target

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,9 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.geometry import geometry_difference, on_grid_of
-from tcurlora.images import read_image, stem, suffix
-from tcurlora.label_files import read_segmentation
-from tcurlora.labels import BACKGROUND, Structure, normalized, require_distinct
+from tcurlora.images import files_of, images_in, read_image, stem, suffix
+from tcurlora.label_files import read_segmentation, segmentation_files
+from tcurlora.labels import BACKGROUND, Structure, is_background, normalized, require_distinct
 
 FEW_SUBJECTS = 4
 """Fewer subjects than this are enough to work with, but too few to trust the outcome."""
@@ -29,17 +29,26 @@ FEW_SUBJECTS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One labeled scan; cases of one subject never stand on both sides of a split."""
+    """One labeled scan; cases of one subject never stand on both sides of a split.
+
+    Attributes:
+        name: tells it from the other cases; not fit for the name of a file.
+        image: file or folder of the scan.
+        label: file of the segmentation.
+        subject: whose scan it is.
+        background: label numbers that mean background, besides 0.
+    """
 
     name: str
     image: Path
     label: Path
     subject: str
+    background: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The cases of a site, and the structures that its dataset.json or datalist declares, which may be none."""
+    """The cases of a site, and what its dataset.json or datalist declares: label numbers by name, which may be none."""
 
     folder: Path
     cases: tuple[Case, ...]
@@ -60,7 +69,7 @@ class Finding:
     severity: Literal["error", "warning", "note"]
 
 
-def find_cases(data: Path) -> Dataset:
+def find_cases(data: Path, declared: Sequence[Structure] = ()) -> Dataset:
     """Find the labeled scans in a folder or a datalist.
 
     A folder holds `images/` and `labels/` with equal file names up to the ending (a DICOM series is a folder in
@@ -70,6 +79,7 @@ def find_cases(data: Path) -> Dataset:
 
     Args:
         data: the folder or the JSON file.
+        declared: names that the user gave, which overrule those of the dataset; they say what else is background.
 
     Returns:
         The cases, sorted by name; a case without a known subject is its own subject.
@@ -80,16 +90,27 @@ def find_cases(data: Path) -> Dataset:
     data = Path(data)
     if not data.exists():
         raise InputError(f"There is no folder or file {data}.", "Check the path (--data).", "not_found")
-    if data.is_file():
-        return _from_datalist(data)
     declaration = data / "dataset.json"
-    if not (data / "images").is_dir() and declaration.is_file():
-        return _from_datalist(declaration)
-    return _from_folder(data)
+    if data.is_file():
+        dataset = _from_datalist(data)
+    elif not (data / "images").is_dir() and declaration.is_file():
+        dataset = _from_datalist(declaration)
+    else:
+        dataset = _from_folder(data)
+    given = _given(declared, dataset)
+    background = tuple(structure.value for structure in given if is_background(structure.name))
+    return replace(dataset, cases=tuple(replace(case, background=background) for case in dataset.cases))
+
+
+def files_of_cases(cases: Iterable[Case]) -> Iterator[Path]:
+    """Name all files that scans and segmentations of cases are read from, with what lies beside them."""
+    for case in cases:
+        yield from files_of(case.image)
+        yield from segmentation_files(case.label)
 
 
 def declared_structures(folder: Path) -> tuple[Structure, ...]:
-    """Read what the dataset.json of a folder of cases names; nothing where there is none.
+    """Read what the dataset.json of a folder of cases names, background included; nothing where there is none.
 
     Raises:
         InputError: when the file cannot be read.
@@ -111,16 +132,13 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
         strict: whether to refuse labels that have no name; `check_cases` reports them otherwise.
 
     Returns:
-        Structures with distinct names and values, sorted by value.
+        Structures with distinct names and values, sorted by value; the background is none of them.
 
     Raises:
         InputError: listing each value without a name and where it is (code `unnamed_label`), or when no voxel of any
             case is labeled and no structure is declared.
     """
-    given: list[Structure] = []
-    for structure in (*declared, *dataset.structures):
-        if not any(_same_name(s, structure) or s.value == structure.value for s in given):
-            given.append(structure)
+    given = _given(declared, dataset)
     structures = list(given)
     contents: list[tuple[Case, list[int], list[Structure]]] = []
     for case in dataset.cases:
@@ -153,11 +171,12 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
             f"Name them (with --labels {example} or in dataset.json), or remove them from the files.",
             "unnamed_label",
         )
-    if strict and not structures:
+    found = [structure for structure in structures if not is_background(structure.name)]
+    if strict and not found:
         raise InputError(
             f"No case in {dataset.folder} has a labeled voxel.", "Give cases with labels.", "no_structures"
         )
-    return sorted(structures, key=lambda s: s.value)
+    return sorted(found, key=lambda s: s.value)
 
 
 def read_case_labels(case: Case, structures: Sequence[Structure]) -> sitk.Image:
@@ -172,7 +191,7 @@ def read_case_labels(case: Case, structures: Sequence[Structure]) -> sitk.Image:
         InputError: when the file cannot be read or a label belongs to no structure.
     """
     labels, own = read_segmentation(case.label)
-    labels, unknown = _renumbered(labels, own, structures)
+    labels, unknown = _renumbered(labels, own, _meanings(case, structures))
     if unknown:
         raise _unknown_labels(case, unknown)
     if suffix(case.label) == ".seg.nrrd":
@@ -229,6 +248,18 @@ def check_cases(
     return findings
 
 
+def require_no_errors(findings: Sequence[Finding]) -> None:
+    """Refuse cases with problems.
+
+    Raises:
+        InputError: listing every finding that is an error.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        lines = "\n".join(f"  {f.case or 'all cases'}: {f.message} {f.remedy}" for f in errors)
+        raise InputError(f"{len(errors)} problem(s) with the cases:\n{lines}", code=errors[0].code)
+
+
 # Finding
 
 
@@ -255,13 +286,10 @@ def _from_folder(folder: Path) -> Dataset:
 
 
 def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Map case names to the image files and DICOM folders in a folder; hidden files and side files are passed over."""
+    """Map case names to the image files and DICOM folders in a folder; hidden ones are passed over."""
+    series = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found: dict[str, Path] = {}
-    for entry in sorted(folder.iterdir()):
-        is_case = suffix(entry) != "" if entry.is_file() else entry.is_dir()
-        # An .img holds the voxels of the .hdr beside it.
-        if entry.name.startswith(".") or not is_case or (suffix(entry) == ".img" and stem(entry) in found):
-            continue
+    for entry in sorted((*images_in(folder), *series)):
         name = entry.name if entry.is_dir() else stem(entry)
         if name in found:
             problems.append(f"{found[name]} and {entry.name} both are the case '{name}'")
@@ -329,7 +357,10 @@ def _distinct_names(images: Sequence[Path], folder: Path) -> list[str]:
     if len(set(names)) == len(names):
         return names
     relative = [image.relative_to(folder) if image.is_relative_to(folder) else image for image in images]
-    return ["_".join([*(p for p in path.parts[:-1] if p.strip("/\\.:")), stem(path)]) for path in relative]
+    return [
+        "_".join([*(part for part in path.parts[:-1] if part != path.anchor and part.strip(".")), stem(path)])
+        for path in relative
+    ]
 
 
 def _dataset(folder: Path, cases: list[Case], structures: tuple[Structure, ...], problems: list[str]) -> Dataset:
@@ -374,7 +405,7 @@ def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
             'Write for example "labels": {"0": "background", "1": "hippocampus"}.',
             "bad_labels",
         ) from error
-    structures = [Structure(name.strip(), value) for value, name in pairs if value and normalized(name) != BACKGROUND]
+    structures = [Structure(name.strip(), value) for value, name in pairs if value]
     require_distinct(structures, str(path))
     return tuple(sorted(structures, key=lambda s: s.value))
 
@@ -385,6 +416,21 @@ def _declared(content: Mapping[str, Any], path: Path) -> tuple[Structure, ...]:
 def _and_others(files: Sequence[Path]) -> str:
     others = len(files) - 1
     return f"'{files[0]}'" + (f" and {others} other file{'s' if others > 1 else ''}" if others else "")
+
+
+def _given(declared: Sequence[Structure], dataset: Dataset) -> list[Structure]:
+    """Join what the user named with what the dataset names, of which a name or number that is given does not count."""
+    given: list[Structure] = []
+    for structure in (*declared, *dataset.structures):
+        known = [s for s in given if s.value == structure.value or _same_name(s, structure)]
+        if not known or (is_background(structure.name) and all(s.value != structure.value for s in known)):
+            given.append(structure)
+    return given
+
+
+def _meanings(case: Case, structures: Sequence[Structure]) -> list[Structure]:
+    """Everything that a label of the case may mean: the structures, and the background."""
+    return [*structures, *(Structure(BACKGROUND, value) for value in case.background)]
 
 
 def _same_name(a: Structure, b: Structure) -> bool:
@@ -418,14 +464,14 @@ def _renumbered(
     """Return the labels with the values of the structures, and the values that belong to none (left as background)."""
     meanings = {value: _structure_of(value, own, structures) for value in _present(labels)}
     unknown = [value for value, structure in meanings.items() if structure is None]
-    if all(structure is not None and structure.value == value for value, structure in meanings.items()):
+    numbers = {v: 0 if s is None or is_background(s.name) else s.value for v, s in meanings.items()}
+    if all(number == value for value, number in numbers.items()):
         return labels, unknown
     voxels = sitk.GetArrayViewFromImage(labels)
     highest = max((s.value for s in structures), default=0)
     result = np.zeros(voxels.shape, np.uint16 if highest < 2**16 else np.int32)
-    for value, structure in meanings.items():
-        if structure is not None:
-            result[voxels == value] = structure.value
+    for value, number in numbers.items():
+        result[voxels == value] = number
     image = sitk.GetImageFromArray(result)
     image.CopyInformation(labels)
     return image, unknown
@@ -463,14 +509,15 @@ def _check_labels(
     except TCurLoraError as error:
         findings.append(_finding(case, error))
         return set()
+    meanings = _meanings(case, structures)
     for value in _present(labels):
         name = next((s.name for s in own if s.value == value), None)
-        structure = _structure_of(value, own, structures)
+        structure = _structure_of(value, own, meanings)
         if structure is not None and name is not None and normalized(name) != normalized(structure.name):
             message = f"Label {value} is called '{name}' in {case.label}, but is taken for '{structure.name}'."
             remedy = f"If that is wrong, correct the name in the file (or --labels {value}=name)."
             findings.append(Finding(case.name, "label_renamed", message, remedy, "warning"))
-    labels, unknown = _renumbered(labels, own, structures)
+    labels, unknown = _renumbered(labels, own, meanings)
     if unknown:
         findings.append(_finding(case, _unknown_labels(case, unknown)))
     present = set(_present(labels))

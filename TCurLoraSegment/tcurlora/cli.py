@@ -317,7 +317,7 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
 def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.adaptation import AdaptRequest, run_adapt
-    from tcurlora.job_folder import remove_job
+    from tcurlora.job_folder import JobFolder, remove_job
 
     request = AdaptRequest(
         base=options.base,
@@ -336,7 +336,13 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     )
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
-    summary = run_adapt(request, job, events, options.resume)
+    try:
+        summary = run_adapt(request, job, events, options.resume)
+    except KeyboardInterrupt:
+        if JobFolder.is_one(job):
+            remedy = f"'{job}' holds copies of your cases: go on with --resume, or delete it."
+            raise Cancelled(remedy=remedy) from None
+        raise
     if not _leads():
         return 0
     if not options.job:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tcurlora.adaptation import versions
+from tcurlora.adaptation import describe_site, versions
 from tcurlora.adapter import AdaptedModel
 from tcurlora.adapter_files import weights_bytes
 from tcurlora.baselines import Method, parse_methods
@@ -35,7 +35,8 @@ from tcurlora.compare_results import build_results, summary_words, table_words
 from tcurlora.devices import choose_device
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import EventSink, NullEvents, Tee
-from tcurlora.job_folder import JobFolder, describe_inputs
+from tcurlora.job_folder import JobFolder
+from tcurlora.labels import parse_labels
 from tcurlora.memory import peak_bytes
 from tcurlora.own_data import OwnData, open_own_data
 from tcurlora.paired import Row
@@ -82,7 +83,7 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     device = choose_device(request.device)
     events.emit("stage", name="check", title="Checking the cases")
     site = open_site(request.base, request.data, request.labels, request.mapping)
-    test = find_cases(Path(request.test)).cases if request.test else ()
+    test = find_cases(Path(request.test), parse_labels(request.labels)).cases if request.test else ()
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
     own = open_own_data(site, request.own_data, request.own_labels) if request.own_data else None
@@ -92,9 +93,9 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     run = _Comparison(request, site, own, network, methods, splits, device, tuning)
     counts = {name: run.model(name, 0).trained_counts() for name in methods}
 
-    cases = (*site.dataset.cases, *test, *(own.cases if own else ()))
-    files = [site.base.weights, *(path for case in cases for path in (case.image, case.label))]
-    run.job = _open_job(out, request, describe_inputs(files))
+    own_structures = [structure.to_dict() for structure in own.structures] if own else []
+    inputs = describe_site(site, (*test, *(own.cases if own else ())), own_structures=own_structures)
+    run.job = _open_job(out, request, inputs)
     run.events = Tee(events, run.job.events)
     run.prepare()
     run.settle_steps()
@@ -455,16 +456,16 @@ class _Clock:
 
 
 def _open_job(out: Path, request: CompareRequest, inputs: Mapping[str, Any]) -> JobFolder:
-    if not (out / "job.json").is_file():
-        return JobFolder.start(out, "compare", request.binding(), inputs)
     begun, asked = CompareRequest.begun(out), request.binding()
-    if begun and begun[0].binding() == asked:
+    if begun is None:
+        return JobFolder.start(out, "compare", asked, inputs)
+    if begun[0].binding() == asked:
         asked = begun[1]
     try:
         return JobFolder.resume(out, "compare", asked, inputs)
     except InputError as error:
         raise InputError(
-            f"'{out}' holds a comparison of other files or with other options.",
-            "Choose another --out, or go on with the same options; only methods, seeds and reference may change.",
+            error.message,
+            "Choose another --out, or give the same options and files; only methods, seeds and reference may change.",
             error.code,
         ) from error

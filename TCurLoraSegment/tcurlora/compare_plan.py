@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cases import Case, check_cases
+from tcurlora.cases import Case, check_cases, require_no_errors
 from tcurlora.errors import InputError
 from tcurlora.job_folder import JobFolder
 from tcurlora.site import Site, check_site, fold_cases
@@ -222,10 +222,7 @@ def require_good_cases(site: Site, test: Sequence[Case]) -> None:
             )
         together = replace(site.dataset, cases=(*site.dataset.cases, *test))
         findings = check_cases(together, site.structures, site.base.in_channels)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        lines = "\n".join(f"  {f.case or 'all cases'}: {f.message} {f.remedy}" for f in errors)
-        raise InputError(f"{len(errors)} problem(s) with the cases:\n{lines}", code=errors[0].code)
+    require_no_errors(findings)
 
 
 def require_usable_folder(out: Path) -> None:
@@ -234,7 +231,7 @@ def require_usable_folder(out: Path) -> None:
     Raises:
         InputError: when it is so.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "job.json").is_file())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and CompareRequest.begun(out) is None)):
         raise InputError(f"'{out}' exists and is not the folder of a comparison.", "Choose another --out.", "exists")
     above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

@@ -15,9 +15,9 @@ from tcurlora.errors import InputError
 from tcurlora.evaluation import Score, score_case, summarize
 from tcurlora.events import EventSink, NullEvents
 from tcurlora.geometry import geometry_difference, label_array
-from tcurlora.images import IMAGE_SUFFIXES, UNCERTAINTY, stem
+from tcurlora.images import UNCERTAINTY, images_in, stem
 from tcurlora.label_files import read_segmentation
-from tcurlora.labels import Structure, normalized
+from tcurlora.labels import BACKGROUND, Structure, is_background, normalized
 
 
 def evaluate_folders(
@@ -102,7 +102,8 @@ def _score_files(
     truth_array, truth_here = _by_name(truth_image, truth_names)
     # Names that a file merely borrowed say nothing about what it knows.
     known = set(truth_here) | {normalized(structure.name) for structure in truth_structures or declared}
-    shown = {normalized(structure.name): structure.name for structure in (*truth_names, *predicted_names)}
+    known.discard(BACKGROUND)
+    shown = {normalized(s.name): s.name for s in (*truth_names, *predicted_names) if not is_background(s.name)}
     shown |= {n: name for here in (predicted_here, truth_here) for n, (name, _) in here.items()}
     common = {name: number for number, name in enumerate(shown, start=1)}
     scores = score_case(
@@ -119,6 +120,8 @@ def _by_name(image: sitk.Image, structures: Sequence[Structure]) -> tuple[np.nda
     """The label array, and for each structure that occurs in it, by normalized name, its name and label values."""
     names = {structure.value: structure.name for structure in structures}
     array = label_array(image)
+    nothing = [value for value, name in names.items() if is_background(name)]
+    array = np.where(np.isin(array, nothing), 0, array) if nothing else array
     found: dict[str, tuple[str, list[int]]] = {}
     for value in np.unique(array[array != 0]).tolist():
         name = names.get(value, f"label {value}")
@@ -140,9 +143,7 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder.", "Give the folder that holds the segmentations.", "no_folder")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not path.name.lower().endswith(tuple(IMAGE_SUFFIXES)):
-            continue
+    for path in images_in(folder):
         if stem(path) in files:
             raise InputError(
                 f"'{folder}' has two files for one case: '{files[stem(path)].name}' and '{path.name}'.",

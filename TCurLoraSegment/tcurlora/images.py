@@ -5,6 +5,7 @@ What a header claims is checked, here and in `image_contents`, before voxels are
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import shutil
@@ -43,6 +44,8 @@ WRITABLE_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nrrd", ".nii", ".mha")
 
 UNCERTAINTY = "_uncertainty"
 """How the names of uncertainty maps end, which lie beside segmentations."""
+_VOXELS_OF_HDR = (".img", ".img.gz")
+_WITH_VOXELS_APART = (".hdr", *_VOXELS_OF_HDR, ".nhdr", ".seg.nhdr", ".mhd")
 MAX_VOXELS = 2**31
 _COPY_AGAIN = "Copy or export the file again, and check that it opens in 3D Slicer."
 
@@ -56,6 +59,27 @@ def suffix(path: Path) -> str:
 def stem(path: Path) -> str:
     """Return the file name without its image ending: `scan.nii.gz` and `scan.seg.nrrd` both give `scan`."""
     return path.name[: len(path.name) - len(suffix(path))]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder in the order of their names, a header and its voxels as one.
+
+    Hidden files are passed over: they are other programs' side files, such as macOS's `._scan.nii.gz`.
+    """
+    files = sorted(
+        entry for entry in folder.iterdir() if suffix(entry) and not entry.name.startswith(".") and entry.is_file()
+    )
+    headers = {stem(file) for file in files if suffix(file) == ".hdr"}
+    return [file for file in files if not (suffix(file) in _VOXELS_OF_HDR and stem(file) in headers)]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return all files that an image is read from: the slices of a DICOM series, the voxels beside a header."""
+    if path.is_dir():
+        return sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if suffix(path) not in _WITH_VOXELS_APART:
+        return [path]
+    return sorted(entry for entry in path.parent.glob(f"{glob.escape(stem(path))}.*") if entry.is_file())
 
 
 def read_image(path: Path) -> sitk.Image:

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError
 from tcurlora.images import (
+    files_of,
     not_written,
     read_image,
     require_writable_suffix,
@@ -24,7 +25,7 @@ from tcurlora.images import (
     without_metadata,
     write_whole,
 )
-from tcurlora.labels import Structure, require_distinct
+from tcurlora.labels import Structure, is_background, require_distinct
 from tcurlora.whole_files import whole_file
 
 BACKGROUND_LINE = "0 Background 0 0 0 0"
@@ -36,6 +37,7 @@ def read_segmentation(path: Path) -> tuple[sitk.Image, list[Structure]]:
 
     Names come from the segments of a .seg.nrrd, or from `NAME.ctbl` beside `NAME.nii.gz` and other formats. Segments
     in several layers are merged into one label map; where two layers use one number, the later one gets a free number.
+    What a file calls background becomes background.
 
     Returns:
         The labels as unsigned 16 bit (32 bit signed where a value needs it), and the named structures, which are none
@@ -60,6 +62,9 @@ def read_segmentation(path: Path) -> tuple[sitk.Image, list[Structure]]:
     else:
         labels = _whole_numbers(voxels, path)
         structures = _read_color_table(path, labels)
+        for nothing in (structure for structure in structures if is_background(structure.name)):
+            labels[labels == nothing.value] = 0
+        structures = [structure for structure in structures if not is_background(structure.name)]
     require_distinct(structures, str(path))
     return _label_image(labels, image), structures
 
@@ -86,13 +91,31 @@ def write_segmentation(labels: sitk.Image, structures: Sequence[Structure], path
     highest = max([int(voxels.max(initial=0)), *(s.value for s in structures)])
     pixel = sitk.sitkUInt8 if highest < 2**8 else sitk.sitkUInt16 if highest < 2**16 else sitk.sitkInt32
     plain = sitk.Cast(without_metadata(labels), pixel)
-    if suffix(path) == ".seg.nrrd":
+    table = names_beside(path)
+    if table is None:
         for key, value in _segmentation_header(structures, plain).items():
             plain.SetMetaData(key, value)
-    else:
-        # Before the labels: a color table without labels does no harm, labels without names do.
-        _write_color_table(structures, path.with_name(stem(path) + ".ctbl"))
-    write_whole(plain, path)
+        write_whole(plain, path)
+        return
+    is_new = not table.exists()
+    # Before the labels: a color table without labels does no harm, labels without names do.
+    _write_color_table(structures, table)
+    try:
+        write_whole(plain, path)
+    except BaseException:
+        if is_new:
+            table.unlink(missing_ok=True)
+        raise
+
+
+def names_beside(path: Path) -> Path | None:
+    """Return the color table that `write_segmentation` writes beside a label map; None where the names are in it."""
+    return None if suffix(path) == ".seg.nrrd" else path.with_name(f"{stem(path)}.ctbl")
+
+
+def segmentation_files(path: Path) -> list[Path]:
+    """Return all files that a segmentation is read from, those beside it included."""
+    return [*files_of(path), *_color_tables(path)]
 
 
 def default_color(value: int) -> tuple[float, float, float]:
@@ -148,10 +171,15 @@ def _merge_layers(
             "Save the segmentation again from 3D Slicer.",
             "bad_segments",
         )
-    used = {s.value for s in segments}
+    nothing = [segment for segment in segments if is_background(segment.name)]
+    named = {place: segment for place, segment in named.items() if not is_background(segment.name)}
+    used = {value for _, value in named}
     taken: set[int] = set()
     for layer in range(layers.shape[3]):
         labels = _whole_numbers(layers[..., layer], path)
+        for segment in nothing:
+            if segment.layer == layer:
+                labels[labels == segment.value] = 0
         present = {int(v) for v in np.unique(labels)} - {0}
         overlap = (labels != 0) & (merged != 0)
         if overlap.any():
@@ -258,12 +286,18 @@ def _write_color_table(structures: Sequence[Structure], path: Path) -> None:
         raise not_written(path) from error
 
 
+def _color_tables(path: Path) -> list[Path]:
+    """The color tables beside a label map, of which the first one counts."""
+    candidates = [path.with_name(stem(path) + end) for end in (".ctbl", "_ColorTable.ctbl")]
+    return [candidate for candidate in candidates if candidate.is_file()]
+
+
 def _read_color_table(labels_path: Path, labels: npt.NDArray[np.int64]) -> list[Structure]:
     """Read the structures that voxels have, or that this program listed, from the table beside a label map."""
-    candidates = [labels_path.with_name(stem(labels_path) + end) for end in (".ctbl", "_ColorTable.ctbl")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
+    tables = _color_tables(labels_path)
+    if not tables:
         return []
+    path = tables[0]
     listed: dict[int, Structure] = {}
     detailed: dict[int, Structure] = {}
     try:

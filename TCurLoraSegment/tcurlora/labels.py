@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +64,11 @@ def normalized(name: str) -> str:
     """Lower case, words separated by one space: `Anterior_Hippocampus` and `anterior hippocampus` are the same."""
     # NFKC, because one program writes an accented letter as one character and another as two.
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", name).replace("_", " ").casefold()))
+
+
+def is_background(name: str) -> bool:
+    """Whether a label of that name says that there is nothing, as the segment that Slicer's Grow from seeds needs."""
+    return normalized(name) == BACKGROUND
 
 
 def match_structures(
@@ -148,7 +153,7 @@ def channel_groups(channels: Sequence[str], names: Sequence[str]) -> list[list[i
 
 
 def parse_labels(text: str) -> list[Structure]:
-    """Read `1=hippocampus,2=amygdala` into structures.
+    """Read `1=hippocampus,2=amygdala` into structures; those called background are among them.
 
     Raises:
         InputError: when an entry is not `number=name`, or a number or name occurs twice.
@@ -192,14 +197,19 @@ def parse_mapping(entries: Iterable[str]) -> dict[str, list[str]]:
 
 
 def require_distinct(structures: Sequence[Structure], where: str) -> None:
-    """Refuse structures that share a name or a value.
+    """Refuse structures that share a name or a value; several values may be background.
 
     Raises:
         InputError: naming the first one that occurs twice.
     """
-    for key, word in ((lambda s: normalized(s.name), "name"), (lambda s: s.value, "label number")):
+    named = [structure for structure in structures if not is_background(structure.name)]
+    checks: tuple[tuple[Callable[[Structure], Any], str, Sequence[Structure]], ...] = (
+        (lambda s: normalized(s.name), "name", named),
+        (lambda s: s.value, "label number", structures),
+    )
+    for key, word, concerned in checks:
         seen: set[Any] = set()
-        for structure in structures:
+        for structure in concerned:
             if key(structure) in seen:
                 raise InputError(
                     f"{where}: '{structure.name}' (label {structure.value}) repeats the {word} of another structure.",

@@ -62,8 +62,9 @@ def open_own_data(site: Site, data: str | Path, labels: str = "") -> OwnData:
     Raises:
         InputError: when a case cannot be used, or no structure of the site is labeled there.
     """
-    dataset = find_cases(Path(data))
-    structures = tuple(read_structures(dataset, parse_labels(labels)))
+    declared = parse_labels(labels)
+    dataset = find_cases(Path(data), declared)
+    structures = tuple(read_structures(dataset, declared))
     problems = [f for f in check_cases(dataset, structures, site.base.in_channels, minimum=1) if f.severity == "error"]
     if problems:
         first = problems[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +86,15 @@ class CachedCase:
 def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Preprocessing, folder: Path) -> CachedCase:
     """Preprocess a case into `folder`, or find it there.
 
-    The label becomes class indices: 0 for the background, then the structures in their order.
+    The label becomes class indices: 0 for the background, then the structures in their order. The files are named by a
+    hash of the scan's path: names of cases may be those of patients, or no names for files, or differ in case only.
 
     Raises:
         InputError: when the image or the label cannot be used.
         TCurLoraError: when the folder cannot be written to.
     """
-    cached = CachedCase(case.name, folder / f"{case.name}.image.npy", folder / f"{case.name}.label.npy")
+    key = hashlib.sha256(os.fsencode(case.image.absolute())).hexdigest()[:16]
+    cached = CachedCase(case.name, folder / f"{key}.image.npy", folder / f"{key}.label.npy")
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,23 @@ from tcurlora import distributed
 from tcurlora.adapter_files import require_absent
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import EventSink, NullEvents, Tee
-from tcurlora.images import IMAGE_SUFFIXES, UNCERTAINTY, WRITABLE_SUFFIXES, read_image, stem, suffix, write_image
+from tcurlora.images import (
+    IMAGE_SUFFIXES,
+    UNCERTAINTY,
+    WRITABLE_SUFFIXES,
+    files_of,
+    images_in,
+    read_image,
+    stem,
+    suffix,
+    write_image,
+)
 from tcurlora.job_folder import JobFolder, describe_inputs
-from tcurlora.label_files import write_segmentation
+from tcurlora.label_files import names_beside, write_segmentation
 from tcurlora.segmenters import SegmenterCache, open_once
+
+OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".stl", ".obj", ".ply", ".vtk", ".vtp", ".zip")
+"""Endings of files that nobody means as a folder's name, and that no result is written to."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,10 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
     scans = [scan for given in request.inputs for scan in _scans(Path(given))]
     out = Path(request.out)
     one_file = suffix(out) in IMAGE_SUFFIXES
-    if one_file and suffix(out) not in WRITABLE_SUFFIXES:
+    ending = suffix(out) or out.suffix.lower()
+    if (one_file and ending not in WRITABLE_SUFFIXES) or (ending in OTHER_SUFFIXES and not out.is_dir()):
         raise InputError(
-            f"'{out.name}' cannot be written: '{suffix(out)}' is not a format for results.",
+            f"'{out.name}' cannot be written: '{ending}' is not a format for results.",
             f"End its name with one of {', '.join(WRITABLE_SUFFIXES)}.",
             "format",
         )
@@ -73,7 +89,7 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
         )
     tasks = []
     for scan in scans:
-        labels = out if one_file else out / f"{stem(scan)}.seg.nrrd"
+        labels = out if one_file else out / f"{_name(scan)}.seg.nrrd"
         uncertainty = labels.with_name(f"{stem(labels)}{UNCERTAINTY}.nii.gz") if request.uncertainty else None
         tasks.append(Task(scan, labels, uncertainty))
     if not one_file and out.exists() and not out.is_dir():
@@ -82,17 +98,26 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
             "Give a folder (--out), or a file name with such an ending.",
             "format",
         )
-    names = [task.labels for task in tasks]
-    for task in tasks:
-        if names.count(task.labels) > 1:
-            raise InputError(
-                f"Two scans would both be written to '{task.labels.name}'.",
-                "Segment them into two folders.",
-                "same_name",
-            )
-        for path in () if again else filter(None, (task.labels, task.uncertainty)):
-            require_absent(path)
+    _require_distinct_results(tasks)
+    if not again:
+        for task in tasks:
+            for path in filter(None, (task.labels, task.uncertainty, names_beside(task.labels))):
+                require_absent(path)
     return tasks
+
+
+def _require_distinct_results(tasks: Sequence[Task]) -> None:
+    written: dict[str, Path] = {}
+    for task in tasks:
+        # As systems compare names that do not tell capital letters and kinds of accents apart.
+        key = unicodedata.normalize("NFC", task.labels.name).casefold()
+        if key in written:
+            other, name = written[key].name, task.labels.name
+            both = f"'{name}'" if name == other else f"'{other}' and '{name}', which are one name on some systems"
+            raise InputError(
+                f"Two scans would both be written to {both}.", "Segment them into two folders.", "same_name"
+            )
+        written[key] = task.labels
 
 
 def run_segment(
@@ -125,7 +150,7 @@ def run_segment(
     job = None
     if job_folder is not None:
         open_job = JobFolder.resume if again else JobFolder.start
-        inputs = describe_inputs([task.scan for task in tasks])
+        inputs = describe_inputs(file for task in tasks for file in files_of(task.scan))
         job = distributed.first(lambda: open_job(job_folder, "segment", asdict(request), inputs))
         if distributed.rank() == 0:
             events = Tee(events, job.events)
@@ -197,11 +222,19 @@ def _scans(path: Path) -> list[Path]:
         raise InputError(f"There is no scan {path}.", "Check the path (--input).", "not_found")
     if path.is_file():
         return [path]
-    # Hidden files are other programs' side files, such as macOS's `._scan.nii.gz`.
-    files = sorted(
-        entry
-        for entry in path.iterdir()
-        if entry.is_file() and suffix(entry) in IMAGE_SUFFIXES and not entry.name.startswith(".")
-    )
-    # A folder without image files is taken as one DICOM series; reading it tells if it is none.
-    return files or [path]
+    files = images_in(path)
+    slices = [file for file in files if suffix(file) == ".dcm"]
+    if slices and len(slices) < len(files):
+        others = next(file for file in files if file not in slices)
+        raise InputError(
+            f"The folder {path} holds DICOM files and other scans, such as '{slices[0].name}' and '{others.name}'.",
+            "Put each DICOM series into a folder of its own, and give the folders and scans one by one.",
+            "mixed_folder",
+        )
+    # A folder without image files is one DICOM series too, whose files have no ending; reading it tells if it is none.
+    return [path] if slices or not files else files
+
+
+def _name(scan: Path) -> str:
+    """Name the result of a scan; a folder may have been given as `.`."""
+    return stem(scan) if scan.is_file() else scan.resolve().name if scan.name in ("", "..") else scan.name

@@ -92,8 +92,9 @@ def open_site(base: str, data: str | Path, labels: str = "", mapping: Sequence[s
         InputError: when something is not found or not named.
     """
     model = load_base_model(base)
-    dataset = find_cases(Path(data))
-    structures = tuple(read_structures(dataset, parse_labels(labels), strict))
+    declared = parse_labels(labels)
+    dataset = find_cases(Path(data), declared)
+    structures = tuple(read_structures(dataset, declared, strict))
     matched = match_structures([s.name for s in structures], model.structures, parse_mapping(mapping))
     return Site(model, dataset, structures, matched)
 

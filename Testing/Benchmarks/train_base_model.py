@@ -73,9 +73,8 @@ labels with TCurLoraSegment, and to be small. It is not a medical device.
 ## Dice
 
 Mean over crops; no subject is in two sets. The validation set chose the step whose weights were kept. The test set
-was looked at once for each version; that the second was trained longer than the first is all that it decided. The
-cases that it was trained on score hardly higher than those of the validation set, so more cases would help less than
-a larger network.
+was looked at once for each version; that the second was trained longer than the first is all that it decided. It is
+the set to go by: the validation set is small, and chose the weights.
 
 | set | crops | whole hippocampus | anterior | posterior |
 |---|---:|---:|---:|---:|

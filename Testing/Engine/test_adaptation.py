@@ -91,6 +91,7 @@ def test_adapter_is_whole_and_helps_scans_it_never_saw(finished: Path, workplace
     result = json.loads((workplace / "job" / "result.json").read_text(encoding="utf-8"))
     assert result["summary"] == report["summary"]
     assert result["bytes"] == (finished / "adapter_model.safetensors").stat().st_size
+    assert report["size"]["adapter_bytes"] == result["bytes"]
     assert result["trained"] == report["size"]["trained_numbers"]
     assert "Dice base" in result["table"] and "Dice adapted" in result["table"]
     assert not leftovers(workplace)
@@ -239,7 +240,7 @@ def test_stopped_between_adapter_and_result_ends_whole(
     summary = run_adapt(request, place / "job", NullEvents(), resume=True)
     assert (place / "adapter" / "adapter_model.safetensors").read_bytes() == before
     assert json.loads((place / "job" / "result.json").read_text()) == summary
-    with pytest.raises(InputError, match="differs in its request"):
+    with pytest.raises(InputError, match="other options: --seed"):
         run_adapt(replace(request, seed=9), place / "job", NullEvents(), resume=True)
 
 
@@ -413,11 +414,77 @@ def test_changed_scan_is_noticed_on_resume(workplace: Path, site: Path, request_
         run_adapt(request, place / "job", recorder(lambda kind, fields: kind == "progress"))
     image = place / "data" / "images" / "scan2.nii.gz"
     sitk.WriteImage(sitk.ReadImage(image) + 1, image)
-    with pytest.raises(InputError, match="inputs"):
+    with pytest.raises(InputError, match=r"has changed since: scan2\.nii\.gz"):
         run_adapt(request, place / "job", NullEvents(), resume=True)
-    with pytest.raises(InputError, match="request"):
+    with pytest.raises(InputError, match="other options: --steps"):
         run_adapt(replace(request, steps=6), place / "job", NullEvents(), resume=True)
     assert JobFolder(place / "job").path.exists()
+
+
+def swap_names(data: Path, _base: Path) -> None:
+    (data / "dataset.json").write_text(json.dumps({"labels": {"1": "amygdala", "2": "hippocampus"}}))
+
+
+def name_beside(data: Path, _base: Path) -> None:
+    (data / "labels" / "scan1.ctbl").write_text("1 amygdala 1 2 3 255\n2 hippocampus 1 2 3 255\n")
+
+
+def give_to_another_subject(data: Path, _base: Path) -> None:
+    (data / "cases.csv").write_text("file,subject\nscan1,x\n")
+
+
+def change_voxels_beside_header(data: Path, _base: Path) -> None:
+    voxels = data / "images" / "scan4.img"
+    voxels.write_bytes(voxels.read_bytes() + b"x")
+
+
+def change_spacing_of_base(_data: Path, base: Path) -> None:
+    config = base / "configs" / "inference.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("1.0", "2.0"), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (swap_names, "structures"),
+        (name_beside, "scan1.ctbl"),
+        (give_to_another_subject, "cases"),
+        (change_voxels_beside_header, "scan4.img"),
+        (change_spacing_of_base, "inference.json"),
+    ],
+)
+def test_whatever_the_cache_was_made_from_is_noticed_on_resume(
+    tmp_path: Path,
+    bundle: Path,
+    make_site: Callable[..., Path],
+    request_for: Any,
+    recorder: Any,
+    change: Callable[[Path, Path], None],
+    named: str,
+) -> None:
+    data, base = make_site(tmp_path / "data", names={"1": "hippocampus", "2": "amygdala"}), tmp_path / "base"
+    shutil.copytree(bundle, base)
+    for part in ("images", "labels"):
+        whole = data / part / "scan4.nii.gz"
+        sitk.WriteImage(sitk.ReadImage(whole), data / part / "scan4.hdr")
+        whole.unlink()
+    request = request_for(tmp_path / "adapter", data=str(data), base=str(base), folds=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(request, tmp_path / "job", recorder(lambda kind, fields: kind == "progress"))
+    change(data, base)
+    with pytest.raises(InputError) as caught:
+        run_adapt(request, tmp_path / "job", NullEvents(), resume=True)
+    assert caught.value.code == "other_job" and named in caught.value.message
+
+
+def test_cached_cases_bear_no_names(workplace: Path, request_for: Any, recorder: Any) -> None:
+    place = workplace / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(
+            request_for(place / "a"), place / "job", recorder(lambda kind, f: kind == "stage" and f["name"] == "plan")
+        )
+    cached = [path.name for path in (place / "job" / "cache").iterdir()]
+    assert len(cached) == 8 and not any("scan" in name for name in cached)
 
 
 def test_paper_preset_trains_the_decoder_and_says_when_there_is_none(bundle: Path, site: Path) -> None:

@@ -9,9 +9,11 @@ import struct
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from tcurlora import adapter_library
 from tcurlora.adapter_library import (
     ADAPTER_FILES,
     export_adapter,
@@ -323,6 +325,19 @@ def test_rename_keeps_everything_but_the_name(tmp_path: Path, library: Path) -> 
     config = show_adapter("Köln 2", library)["config"]
     assert config == {**CONFIG, "name": "Köln 2"}
     assert (library / "Köln 2" / "adapter_model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_rename_that_fails_changes_nothing(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(library / "damaged", adapter_config=b"{")
+    make(library / "old")
+    before = everything_in(library)
+    with pytest.raises(InputError, match="not readable"):
+        rename_adapter("damaged", "new", library)
+    assert everything_in(library) == before
+    monkeypatch.setattr(adapter_library, "write_json", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(TCurLoraError, match="No space left"):
+        rename_adapter("old", "new", library)
+    assert everything_in(library) == before
 
 
 @pytest.mark.parametrize("new", ["taken", "", ".hidden", "a/b", "con", "trailing."])

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases import Case, Dataset, check_cases, find_cases, read_case_labels, read_structures
+from tcurlora.cases import (
+    Case,
+    Dataset,
+    Finding,
+    _distinct_names,
+    check_cases,
+    find_cases,
+    read_case_labels,
+    read_structures,
+    require_no_errors,
+)
 from tcurlora.errors import InputError
 from tcurlora.geometry import geometry_difference
 from tcurlora.images import write_image
 from tcurlora.label_files import write_segmentation
-from tcurlora.labels import Structure
+from tcurlora.labels import Structure, parse_labels
 
 HIPPOCAMPUS = Structure("hippocampus", 1)
 AMYGDALA = Structure("amygdala", 2)
@@ -164,6 +174,102 @@ def test_equal_file_names_in_many_folders_are_many_cases(tmp_path: Path) -> None
     (tmp_path / "list.json").write_text(json.dumps({"training": entries + entries[:1]}))
     with pytest.raises(InputError, match="'sub-01_anat_t1' is listed more than once"):
         find_cases(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("folders", "base", "expected"),
+    [
+        ((r"D:\study\p1", r"D:\study\p2"), r"C:\data", ["study_p1_t1", "study_p2_t1"]),
+        ((r"\\server\share\p1", r"\\server\share\p2"), r"C:\data", ["p1_t1", "p2_t1"]),
+        ((r"C:\data\p1", r"C:\data\..\p2"), r"C:\data", ["p1_t1", "p2_t1"]),
+    ],
+)
+def test_names_of_cases_hold_no_drives(folders: tuple[str, ...], base: str, expected: list[str]) -> None:
+    images = [PureWindowsPath(folder, "t1.nii.gz") for folder in folders]
+    assert _distinct_names(images, PureWindowsPath(base)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [("sub/T1", "sub/t1"), (r"D:\a", r"\\server\share\a"), ("../a", "a")])
+def test_cases_of_any_names_have_files_of_their_own_in_the_cache(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Also where capital letters do not count, and where a name would lead to another folder."""
+    from tcurlora.preprocessing import Preprocessing, cache_case
+
+    root = folder_with(tmp_path, ("1", "2"))
+    files = []
+    for number, name in enumerate(names, start=1):
+        case = Case(name, root / f"images/{number}.nii.gz", root / f"labels/{number}.nii.gz", name)
+        cached = cache_case(case, [HIPPOCAMPUS], Preprocessing(None, (8, 8, 8), ()), tmp_path / "cache")
+        assert cached.name == name
+        files += [cached.image, cached.label]
+    assert {file.parent for file in files} == {tmp_path / "cache"}
+    assert len({file.name.casefold() for file in files}) == 4
+    assert sorted(file.name for file in files) == sorted(path.name for path in (tmp_path / "cache").iterdir())
+
+
+def test_header_and_voxels_are_one_case(tmp_path: Path) -> None:
+    root = folder_with(tmp_path, ("a",))
+    for part, image in (("images", scan(1)), ("labels", labels())):
+        sitk.WriteImage(image, root / part / "b.hdr")
+        (root / part / "b.img").rename(root / part / "b.IMG")
+    assert [(c.name, c.image.name, c.label.name) for c in find_cases(root).cases][1] == ("b", "b.hdr", "b.hdr")
+
+
+@pytest.mark.parametrize("ending", [".seg.nrrd", ".nii.gz"])
+def test_segment_that_is_called_background_is_background(tmp_path: Path, ending: str) -> None:
+    root = folder_with(tmp_path, ("a",))
+    (root / "labels/a.nii.gz").unlink()
+    named = [HIPPOCAMPUS, Structure("Background", 2)]
+    write_segmentation(labels((1, 2)), named, root / f"labels/a{ending}")
+    dataset = find_cases(root)
+    structures = read_structures(dataset)
+    assert [(s.name, s.value) for s in structures] == [("hippocampus", 1)]
+    found = read_case_labels(dataset.cases[0], structures)
+    assert np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(labels((1,))))
+    assert codes(dataset, structures) == {("", "too_few_cases"): "error"}
+
+
+@pytest.mark.parametrize("by_user", [True, False])
+def test_labels_that_are_declared_to_be_background_are_background(tmp_path: Path, by_user: bool) -> None:
+    root = folder_with(tmp_path, ("a",))
+    write_image(labels((1, 2, 7)), root / "labels/a.nii.gz")
+    given = parse_labels("1=hippocampus,2=background,7=Background") if by_user else []
+    declared = (
+        {"1": "hippocampus", "2": "amygdala"} if by_user else {"1": "hippocampus", "2": "background", "7": "Background"}
+    )
+    declare(root, {"labels": {"0": "background", **declared}})
+    dataset = find_cases(root, given)
+    structures = read_structures(dataset, given)
+    assert [(s.name, s.value) for s in structures] == [("hippocampus", 1)]
+    found = read_case_labels(dataset.cases[0], structures)
+    assert np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(labels((1,))))
+    assert codes(dataset, structures) == {("", "too_few_cases"): "error"}
+
+
+def test_a_name_in_the_file_counts_more_than_a_number_that_is_declared_background(tmp_path: Path) -> None:
+    root = folder_with(tmp_path, ("a",))
+    (root / "labels/a.nii.gz").unlink()
+    write_segmentation(labels((2,)), [Structure("hippocampus", 2)], root / "labels/a.seg.nrrd")
+    declare(root, {"labels": {"1": "hippocampus", "2": "background"}})
+    dataset = find_cases(root)
+    found = read_case_labels(dataset.cases[0], read_structures(dataset))
+    assert np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(labels((1,))))
+
+
+def test_problems_are_listed_in_one_refusal() -> None:
+    warning = Finding("a", "few_cases", "Only one.", "Label more.", "warning")
+    require_no_errors([warning])
+    bad = [
+        Finding("a", "empty_label", "No voxel.", "Label it.", "error"),
+        Finding("", "too_few_cases", "One subject.", "Label more.", "error"),
+    ]
+    with pytest.raises(InputError) as caught:
+        require_no_errors([bad[0], warning, bad[1]])
+    assert caught.value.code == "empty_label"
+    assert str(caught.value).splitlines() == [
+        "2 problem(s) with the cases:",
+        "  a: No voxel. Label it.",
+        "  all cases: One subject. Label more.",
+    ]
 
 
 def test_datalist_tells_all_its_problems(tmp_path: Path) -> None:

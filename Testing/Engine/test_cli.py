@@ -60,9 +60,46 @@ def test_adapt_shows_progress_on_stderr_and_the_result_on_stdout(
     assert f"Adapter: {tmp_path / 'adapter'} (" in said.out
     for words in ("Checking the cases", "Cross-validation 1 of 2", "Adapting on all 4 cases", "100 %  2/2", " left"):
         assert words in said.err
+    assert "Note: 'hippocampus' is taken from" in said.err
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["name"] == "Unser" and config["method"] == "compact" and config["r"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]  # the job's folder is gone
+
+
+def test_label_that_is_called_background_is_background(
+    bundle: Path, make_site: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_site(tmp_path / "data")
+    (data / "dataset.json").unlink()
+    for path in (data / "labels").iterdir():
+        labels = sitk.ReadImage(path)
+        voxels = sitk.GetArrayFromImage(labels)
+        voxels[0] = 2
+        changed = sitk.GetImageFromArray(voxels)
+        changed.CopyInformation(labels)
+        sitk.WriteImage(changed, path)
+    command = ["check", "--base", str(bundle), "--data", str(data), "--labels"]
+    assert main([*command, "1=hippocampus,2=background"]) == 0
+    assert main([*command, "1=hippocampus"]) == 2
+
+
+def test_name_that_is_no_model_is_answered_with_those_that_are(
+    tmp_path: Path, site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, adapter: Path
+) -> None:
+    monkeypatch.setenv("TCURLORA_HOME", str(tmp_path / "home"))
+    assert main(["adapters", "import", str(adapter), "--name", "Klinik"]) == 0
+    scan = str(site / "images" / "scan1.nii.gz")
+    assert main(["segment", "--model", "Klink", "--input", scan, "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert "'Klinik'" in said and "'hippocampus_t1_unetr'" in said
+
+
+def test_report_of_an_evaluation_overwrites_nothing(tmp_path: Path, site: Path) -> None:
+    report = tmp_path / "thesis.json"
+    report.write_text("years of work")
+    labels = str(site / "labels")
+    assert main(["evaluate", "--pred", labels, "--truth", labels, "--out", str(report)]) == 2
+    assert report.read_text() == "years of work"
 
 
 def test_options_reach_the_training(bundle: Path, site: Path, tmp_path: Path) -> None:
@@ -443,9 +480,11 @@ def test_terminated_job_says_so_and_can_be_resumed(bundle: Path, site: Path, tmp
     read_until(process, "train", 2)
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 4 and err == "Cancelled.\n"
+    job = tmp_path / "adapter.job"
+    assert process.returncode == 4
+    assert err == f"Cancelled. '{job}' holds copies of your cases: go on with --resume, or delete it.\n"
     assert json_lines(out)[-1]["code"] == "cancelled"
-    assert not (tmp_path / "adapter").exists() and (tmp_path / "adapter.job" / "job.json").is_file()
+    assert not (tmp_path / "adapter").exists() and (job / "job.json").is_file()
 
 
 def test_help_comes_without_waiting_for_torch() -> None:

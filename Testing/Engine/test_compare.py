@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -25,6 +26,7 @@ from tcurlora.compare_report import html_page, write_report
 from tcurlora.compare_results import build_results
 from tcurlora.errors import InputError
 from tcurlora.events import NullEvents
+from tcurlora.job_folder import JobFolder
 from tcurlora.paired import Row
 
 METHODS = ("lora", "compact")
@@ -383,6 +385,32 @@ def test_another_comparison_in_the_folder_is_left_alone(
     with pytest.raises(InputError, match="not the folder of a comparison"):
         run_compare(request_for(foreign), NullEvents())
     assert tree(finished) == before and [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    JobFolder.start(workplace / "adaptation", "adapt", {"method": "compact"}, {})
+    with pytest.raises(InputError, match="not the folder of a comparison"):
+        run_compare(request_for(workplace / "adaptation"), NullEvents())
+
+
+def test_comparison_does_not_go_on_with_other_names_of_labels(
+    workplace: Path, data: Path, request_for: Any, recorder: Any
+) -> None:
+    site, out = workplace / "renamed", workplace / "renamed.out"
+    shutil.copytree(data, site)
+    request = request_for(out, data=str(site))
+    with pytest.raises(KeyboardInterrupt):
+        run_compare(request, recorder(lambda kind, fields: kind == "progress"))
+    (site / "dataset.json").write_text(json.dumps({"labels": {"1": "anterior hippocampus"}}), encoding="utf-8")
+    with pytest.raises(InputError, match="has changed since: structures") as caught:
+        run_compare(request, NullEvents())
+    assert caught.value.code == "other_job" and "--out" in caught.value.remedy
+
+
+def test_adaptation_does_not_take_the_folder_of_a_comparison(
+    finished: Path, bundle: Path, data: Path, workplace: Path, tree: Callable[[Path], Any]
+) -> None:
+    before = tree(finished)
+    command = ["adapt", "--base", str(bundle), "--data", str(data), "--out", str(workplace / "adapter")]
+    assert main([*command, "--steps", "1", "--folds", "0", "--job", str(finished)]) == 2
+    assert tree(finished) == before
 
 
 # The report

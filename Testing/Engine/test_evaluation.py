@@ -13,7 +13,7 @@ from tcurlora.errors import InputError
 from tcurlora.evaluation import Score, compare_scores, score_case, summarize
 from tcurlora.folder_evaluation import evaluate_folders
 from tcurlora.label_files import write_segmentation
-from tcurlora.labels import Structure
+from tcurlora.labels import Structure, parse_labels
 
 SPACING = (0.7, 1.0, 2.5)
 
@@ -257,6 +257,15 @@ def test_problems_of_single_cases_are_listed_and_the_others_scored(tmp_path: Pat
     assert all(problem["remedy"] for problem in report["problems"])
 
 
+def test_maps_of_uncertainty_beside_segmentations_are_passed_over(tmp_path: Path) -> None:
+    for folder in ("p", "t"):
+        save(tmp_path / folder / "a.seg.nrrd", boxes(1, 2), {"front": 1, "back": 2})
+    for name in ("a_uncertainty.nii.gz", "b_uncertainty.nii.gz"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4, 4), np.float32)), str(tmp_path / "p" / name))
+    report = evaluate_folders(tmp_path / "p", tmp_path / "t")
+    assert [problem["case"] for problem in report["problems"]] == ["b_uncertainty"]
+
+
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     save(tmp_path / "t" / "a.nii.gz", boxes(1, 2), {})
@@ -268,3 +277,21 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
             evaluate_folders(tmp_path / folder, tmp_path / "t")
     with pytest.raises(InputError, match=r"No case could be scored.*a\.nii\.gz"):
         evaluate_folders(tmp_path / "other", tmp_path / "t")
+
+
+def test_header_and_voxels_are_one_file(tmp_path: Path) -> None:
+    save(tmp_path / "t" / "a.hdr", boxes(1, 2), {})
+    save(tmp_path / "p" / "a.nii.gz", boxes(1, 2), {})
+    assert (tmp_path / "t" / "a.img").is_file()
+    report = evaluate_folders(tmp_path / "p", tmp_path / "t")
+    assert [c["dice"] for c in report["cases"]] == [1.0, 1.0] and report["problems"] == []
+
+
+@pytest.mark.parametrize("names", [{"front": 1, "background": 2}, {}])
+def test_background_is_not_scored(tmp_path: Path, names: dict[str, int]) -> None:
+    """Be it a segment of that name, or a number that was declared to be it."""
+    save(tmp_path / "t" / "a.seg.nrrd" if names else tmp_path / "t" / "a.nii.gz", boxes(1, 2), names)
+    save(tmp_path / "p" / "a.nii.gz", boxes(1, 0), {})
+    report = evaluate_folders(tmp_path / "p", tmp_path / "t", parse_labels("1=front,2=background"))
+    assert [(c["structure"], c["dice"]) for c in report["cases"]] == [("front", 1.0)]
+    assert report["problems"] == []

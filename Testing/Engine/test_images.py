@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.geometry import geometry_difference
-from tcurlora.images import WRITABLE_SUFFIXES, read_image, stem, write_image
+from tcurlora.images import WRITABLE_SUFFIXES, files_of, images_in, read_image, stem, write_image
 from tcurlora.label_files import default_color, read_segmentation, write_segmentation
 from tcurlora.labels import Structure
 
@@ -422,6 +422,52 @@ def test_layers_that_overlap_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="overlap in 6 voxels") as caught:
         read_segmentation(layered(tmp_path, first, second, (1, 1)))
     assert caught.value.code == "overlapping_segments"
+
+
+def test_layer_of_background_overlaps_nothing(tmp_path: Path) -> None:
+    first, second = np.zeros((10, 12, 14), bool), np.ones((10, 12, 14), bool)
+    first[2:4, 2:4, 2:5] = True
+    path = layered(tmp_path, first, second, (1, 1))
+    image = sitk.ReadImage(path)
+    image.SetMetaData("Segment1_Name", "background")
+    sitk.WriteImage(image, str(path), useCompression=True)
+    labels, structures = read_segmentation(path)
+    assert [(s.name, s.value) for s in structures] == [("part 0", 1)]
+    assert np.array_equal(voxels(labels), first)
+
+
+def test_images_of_a_folder_are_listed_without_side_files_and_voxels_of_headers(tmp_path: Path) -> None:
+    names = ["a.hdr", "a.IMG", "b.HDR", "b.img.gz", "c.img", "d.nii.gz", "e.dcm", "._d.nii.gz", "notes.txt", "a.ctbl"]
+    for name in names:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.nii").mkdir()
+    assert [path.name for path in images_in(tmp_path)] == ["a.hdr", "b.HDR", "c.img", "d.nii.gz", "e.dcm"]
+
+
+def test_files_of_an_image_are_all_that_it_is_read_from(tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for name in (
+        "a[1].mhd",
+        "a[1].zraw",
+        "a1.zraw",
+        "b.hdr",
+        "b.img",
+        "c.nii.gz",
+        "c.json",
+        "series/2.dcm",
+        "series/1",
+    ):
+        (tmp_path / name).write_text("x")
+    (series / ".DS_Store").write_text("x")
+
+    def names(path: Path) -> list[str]:
+        return [file.name for file in files_of(path)]
+
+    assert names(tmp_path / "a[1].mhd") == ["a[1].mhd", "a[1].zraw"]
+    assert names(tmp_path / "b.hdr") == names(tmp_path / "b.img") == ["b.hdr", "b.img"]
+    assert names(tmp_path / "c.nii.gz") == ["c.nii.gz"]
+    assert names(series) == ["1", "2.dcm"]
 
 
 def test_two_segments_of_one_name_are_refused(tmp_path: Path, labels: sitk.Image) -> None:

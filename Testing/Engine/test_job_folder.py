@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tcurlora.errors import InputError
-from tcurlora.job_folder import JobFolder, describe_inputs
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.job_folder import JobFolder, describe_inputs, remove_job
 
 REQUEST = {"base": "b", "steps": 5, "mapping": ("a=b",)}
 
@@ -37,20 +37,28 @@ def test_resume_finds_what_was_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "request_changes", "inputs", "word"),
+    ("command", "request_changes", "inputs", "words"),
     [
-        ("segment", {}, {"scan": [3, 4]}, "command"),
-        ("adapt", {"steps": 6}, {"scan": [3, 4]}, "request"),
-        ("adapt", {}, {"scan": [3, 5]}, "inputs"),
-        ("adapt", {}, {}, "inputs"),
+        ("segment", {}, {"scan": [3, 4]}, "not one of this version's 'segment'"),
+        ("adapt", {"steps": 6}, {"scan": [3, 4]}, "other options: --steps."),
+        ("adapt", {"mapping": ("a=c",), "lr_trials": 1}, {"scan": [3, 4]}, "other options: --lr-trials, --map."),
+        ("adapt", {}, {"scan": [3, 5]}, "has changed since: scan."),
+        ("adapt", {}, {}, "has changed since: scan."),
+        (
+            "adapt",
+            {},
+            {"scan": [3, 4], **dict.fromkeys(("/b/1", "/b/2", "/b/3", "/b/4"))},
+            "since: 1, 2, 3 and 1 more.",
+        ),
     ],
 )
-def test_resume_refuses_another_job(
-    tmp_path: Path, command: str, request_changes: dict[str, Any], inputs: dict[str, Any], word: str
+def test_resume_refuses_another_job_and_names_what_differs(
+    tmp_path: Path, command: str, request_changes: dict[str, Any], inputs: dict[str, Any], words: str
 ) -> None:
     start(tmp_path / "job")
-    with pytest.raises(InputError, match=f"differs in its {word}"):
+    with pytest.raises(InputError) as caught:
         JobFolder.resume(tmp_path / "job", command, {**REQUEST, **request_changes}, inputs)
+    assert caught.value.code == "other_job" and words in caught.value.message
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "[1]", "3", "null"])
@@ -120,3 +128,73 @@ def test_inputs_are_told_apart_by_size_and_time(tmp_path: Path) -> None:
     assert describe_inputs([file]) == before
     file.write_bytes(b"abcd")
     assert describe_inputs([file]) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"queue": "gpu"}', "is not the folder of a job"),
+        ("{", "is not the folder of a job"),
+        ('{"schema": 1, "command": "adapt", "request": [], "inputs": {}}', "is not the folder of a job"),
+        ('{"schema": 1, "command": "compare", "request": {}, "inputs": {}}', "another job ('compare')"),
+        ('{"schema": 2, "command": "adapt", "request": {}, "inputs": {}}', "another job ('adapt')"),
+    ],
+)
+def test_job_of_somebody_else_is_left_alone(tmp_path: Path, tree: Any, content: str, words: str) -> None:
+    folder = tmp_path / "cluster"
+    (folder / "done").mkdir(parents=True)
+    (folder / "job.json").write_text(content)
+    (folder / "done" / "run-full-1-0.json").write_text("{}")
+    (folder / "report.html").write_text("three days of work")
+    before = tree(folder)
+    with pytest.raises(InputError) as caught:
+        start(folder)
+    assert words in caught.value.message and caught.value.remedy
+    assert tree(folder) == before
+
+
+def test_results_in_the_folder_of_a_job_outlive_the_next_job_and_its_removal(tmp_path: Path, tree: Any) -> None:
+    job = start(tmp_path / "run")
+    for name in ("scan.seg.nrrd", "adapter/adapter_model.safetensors", "done/scan.seg.nrrd", "cache/scan.nii.gz"):
+        (job.path / name).parent.mkdir(exist_ok=True)
+        (job.path / name).write_text("a result")
+    mine = tree(job.path)
+    del mine["job.json"]
+
+    def work() -> None:
+        job.remember("fold-1", 7)
+        job.events.emit("stage", name="x", title="X")
+        for name in ("cache/a.image.npy", "cache/.a.label.00000000-1.tmp.npy", "done/.fold-2.json.00000000-1.tmp"):
+            (job.path / name).write_text("half")
+        for name in ("checkpoint.safetensors", ".checkpoint.safetensors.00000000-1.tmp", "result.json"):
+            (job.path / name).write_text("half")
+
+    work()
+    start(job.path)
+    assert tree(job.path).keys() == {*mine, "job.json"}
+    work()
+    remove_job(job.path)
+    assert tree(job.path) == mine
+
+
+def test_file_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path) -> None:
+    job = start(tmp_path / "job")
+    (job.cache / "a.image.npy").mkdir(parents=True)  # which no system deletes like a file
+    for name in ("b.image.npy", "b.label.npy"):
+        (job.cache / name).write_bytes(b"x")
+    job.finish({})
+    remove_job(job.path)
+    assert [path.name for path in job.cache.iterdir()] == ["a.image.npy"]
+    assert sorted(path.name for path in job.path.iterdir()) == ["cache", "job.json"]
+    with pytest.raises(TCurLoraError, match="could not be written"):
+        start(tmp_path / "job")
+
+
+def test_removed_job_leaves_no_folder(tmp_path: Path) -> None:
+    job = start(tmp_path / "job")
+    job.remember("fold-1", 7)
+    job.cache.mkdir()
+    (job.cache / "a.image.npy").write_bytes(b"x")
+    job.events.emit("stage", name="x", title="X")
+    remove_job(job.path)
+    assert list(tmp_path.iterdir()) == []

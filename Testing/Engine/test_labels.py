@@ -182,6 +182,12 @@ def test_distinct_structures_pass_and_the_second_of_two_equal_ones_is_named() ->
         require_distinct([Structure("b", 2), Structure("B", 3)], "here")
 
 
+def test_several_labels_may_be_background() -> None:
+    assert parse_labels("2=background,3=Background") == [Structure("background", 2), Structure("Background", 3)]
+    with pytest.raises(InputError, match="label number"):
+        parse_labels("2=background,2=a")
+
+
 def test_mappings_are_read() -> None:
     assert parse_mapping(["hippocampus = anterior hippocampus + posterior hippocampus", "amygdala=new"]) == {
         "hippocampus": list(BASE),

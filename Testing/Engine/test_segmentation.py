@@ -106,6 +106,21 @@ def test_existing_results_are_never_overwritten(bundle: Path, scans: Path, tmp_p
         (out / name).unlink()
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd"])
+def test_names_of_other_labels_are_never_overwritten(
+    bundle: Path, scans: Path, tmp_path: Path, tree: Any, ending: str
+) -> None:
+    (tmp_path / "brain.ctbl").write_text("7 my_careful_name 1 2 3 255\n")
+    before, scan = tree(tmp_path), scans / "Müller 1 頭.nrrd"
+    if ending == ".seg.nrrd":  # which has its names in it
+        run(bundle, [scan], tmp_path / f"brain{ending}")
+        (tmp_path / f"brain{ending}").unlink()
+    else:
+        with pytest.raises(InputError, match=r"'brain\.ctbl' exists already"):
+            run(bundle, [scan], tmp_path / f"brain{ending}")
+    assert tree(tmp_path) == before
+
+
 def test_one_bad_scan_does_not_stop_the_others(bundle: Path, scans: Path, tmp_path: Path, recorder: Any) -> None:
     (scans / "broken.nii.gz").write_bytes(b"\x1f\x8bno image")
     events = recorder()
@@ -139,6 +154,7 @@ def test_plan_refuses_what_cannot_be(scans: Path, tmp_path: Path) -> None:
         (files, tmp_path / "one.seg.nrrd", "one file, but there are 3 scans"),
         ([scans, other], tmp_path / "out", "Two scans would both be written to 'Müller 0 頭.seg.nrrd'"),
         (files[:1], tmp_path / "out.dcm", r"out\.dcm"),
+        (files[:1], tmp_path / "z.jpg", r"'z\.jpg' cannot be written"),
         (files[:1], tmp_path / "file", "'file' is a file"),
         (files[:1], tmp_path / "file" / "out.nii.gz", "cannot be written"),
         ([tmp_path / "gone.nii.gz"], tmp_path / "out", r"no scan .*gone\.nii\.gz"),
@@ -148,3 +164,61 @@ def test_plan_refuses_what_cannot_be(scans: Path, tmp_path: Path) -> None:
         assert caught.value.remedy
     assert plan(files[:1], tmp_path / "out") == [str(tmp_path / "out" / "Müller 0 頭.seg.nrrd")]
     assert plan([scans], tmp_path / "out") == plan(files, tmp_path / "out")
+    assert plan(files[:1], tmp_path / "v1.2") == [str(tmp_path / "v1.2" / "Müller 0 頭.seg.nrrd")]
+
+
+def test_names_that_differ_in_capital_letters_or_kinds_of_accents_are_one(tmp_path: Path) -> None:
+    for number, pair in enumerate((("Scan", "scan"), ("M\u00fcller", "Mu\u0308ller"))):
+        for side, name in zip("ab", pair, strict=True):
+            (tmp_path / f"{number}{side}").mkdir()
+            (tmp_path / f"{number}{side}" / f"{name}.nii.gz").write_text("x")
+        with pytest.raises(InputError, match="which are one name on some systems") as caught:
+            plan([tmp_path / f"{number}a", tmp_path / f"{number}b"], tmp_path / "out")
+        assert caught.value.code == "same_name" and pair[0] in caught.value.message and pair[1] in caught.value.message
+
+
+def test_header_and_voxels_are_one_scan(scans: Path, tmp_path: Path, make_scan: Callable[..., Any]) -> None:
+    sitk.WriteImage(make_scan(0)[0], scans / "Müller 9.hdr")
+    assert (scans / "Müller 9.img").is_file()
+    assert [Path(path).name for path in plan([scans], tmp_path / "out")][3:] == ["Müller 9.seg.nrrd"]
+
+
+def write_slices(folder: Path, scan: sitk.Image) -> None:
+    """Write a scan as a DICOM series, one file with the ending .dcm for each slice."""
+    folder.mkdir()
+    voxels = sitk.GetArrayFromImage(scan).round().astype(np.int16)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for index in range(len(voxels)):
+        piece = sitk.GetImageFromArray(voxels[index : index + 1])
+        tags = {"0020|000e": "1.2.3.4", "0008|0018": f"1.2.3.4.{index}", "0008|0060": "MR", "0020|000d": "1.2.3"}
+        tags |= {"0020|0032": f"0\\0\\{index}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"IM{index:04d}.dcm"))
+        writer.Execute(piece)
+
+
+def test_folder_of_dicom_files_is_one_scan(
+    bundle: Path, tmp_path: Path, make_scan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = make_scan(0)[0]
+    write_slices(tmp_path / "kopf 一", scan)
+    (tmp_path / "kopf 一" / "._IM0001.dcm").write_bytes(b"\0\5\x16\7")
+    run(bundle, [tmp_path / "kopf 一"], tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["kopf 一.seg.nrrd"]
+    labels, _ = read_segmentation(tmp_path / "out" / "kopf 一.seg.nrrd")
+    assert labels.GetSize() == scan.GetSize() and sitk.GetArrayFromImage(labels).any()
+    monkeypatch.chdir(tmp_path / "kopf 一")
+    assert plan([Path(".")], tmp_path / "new") == [str(tmp_path / "new" / "kopf 一.seg.nrrd")]
+    sitk.WriteImage(scan, tmp_path / "kopf 一" / "other.nii.gz")
+    with pytest.raises(InputError, match=r"DICOM files and other scans, such as 'IM0000\.dcm' and 'other\.nii\.gz'"):
+        plan([tmp_path / "kopf 一"], tmp_path / "new")
+
+
+def test_results_beside_a_job_outlive_the_next_one(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    job = tmp_path / "run"
+    for number, scan in enumerate(("Müller 0 頭.nii.gz", "Müller 1 頭.nrrd")):
+        request = SegmentRequest(str(bundle), (str(scans / scan),), str(job / f"{number}.seg.nrrd"))
+        run_segment(request, NullEvents(), job)
+    assert {"0.seg.nrrd", "1.seg.nrrd", "result.json"} <= set(names_in(job))
