@@ -39,6 +39,7 @@ from tcurlora.tensor_cur import (
 PEFT_TYPE = "TCURLORA"
 KINDS = ("linear", "convolution", "transposed")
 Addition: TypeAlias = Callable[[Tensor], Tensor]
+Places: TypeAlias = Mapping[str, Sequence[str]]
 # A structure that the base never saw starts at this much below the background's logit: 2 % of its probability.
 NEW_STRUCTURE_LOGIT = -4.0
 
@@ -277,7 +278,7 @@ class TensorCurModel(nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.enabled = True
-        self._places = _places(network)
+        self._places = find_places(network)
         parameters = dict(network.named_parameters())
         head = () if config.head is None else tuple(f"{config.head}.{p}" for p in ("weight", "bias"))
         whole = {name for name in parameters if config.modules_to_save and matches(name, config.modules_to_save)}
@@ -304,7 +305,7 @@ class TensorCurModel(nn.Module):
         self.stacks = nn.ModuleList(
             CoreStack(spec, gather(spec, parameters), config, i, None if index_sets is None else index_sets[i])
             for i, spec in enumerate(specs)
-        )
+        ).to(_device(network))
         # Weights that something else than a linear layer holds could be used in another way.
         by_linear = {weight for weight, places in self._places.items() if _all_linear(network, places)}
         self._factored = [
@@ -413,7 +414,7 @@ class TensorCurModel(nn.Module):
         return {"cores": cores, "whole": whole, "total": cores + whole}
 
     def _device_type(self) -> str:
-        return next(self.network.parameters()).device.type
+        return _device(self.network).type
 
     def _core_stacks(self) -> Iterator[CoreStack]:
         for stack in self.stacks:
@@ -467,7 +468,7 @@ def find_head(network: nn.Module, example: Tensor, out_channels: int) -> str:
 
     Args:
         network: the base, called once in evaluation mode.
-        example: an input that the network takes.
+        example: an input that the network takes, on any device.
         out_channels: number of output channels.
 
     Raises:
@@ -486,7 +487,7 @@ def find_head(network: nn.Module, example: Tensor, out_channels: int) -> str:
     was_training = network.training
     try:
         with torch.no_grad():
-            network.eval()(example)
+            network.eval()(example.to(_device(network)))
     finally:
         network.train(was_training)
         for handle in handles:
@@ -500,6 +501,23 @@ def find_head(network: nn.Module, example: Tensor, out_channels: int) -> str:
     return last[0]
 
 
+def find_places(network: nn.Module) -> Places:
+    """Find by each parameter's first name where it is: once in every layer that holds it.
+
+    Layers may share a weight, and one layer may have several names (in DynUNet all have).
+    """
+    places: dict[str, list[str]] = {}
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for prefix, module in network.named_modules():
+        for place, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            places.setdefault(names[parameter], []).append(place)
+    return places
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
 def _relayout(tensor: Tensor, channels: Sequence[Channel], is_bias: bool) -> Tensor:
     uses = {c.source: sum(other.source == c.source for other in channels) for c in channels}
     rows = []
@@ -510,18 +528,6 @@ def _relayout(tensor: Tensor, channels: Sequence[Channel], is_bias: bool) -> Ten
             row += NEW_STRUCTURE_LOGIT if channel.source is None else -math.log(uses[channel.source])
         rows.append(row)
     return torch.stack(rows)
-
-
-def _places(network: nn.Module) -> dict[str, list[str]]:
-    # Layers may share a weight, and one layer may have several names (in DynUNet all have): each parameter by its
-    # first name, with every layer that holds it named once.
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    places: dict[str, list[str]] = {}
-    for module_name, module in network.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                places.setdefault(names[parameter], []).append(f"{module_name}.{name}" if module_name else name)
-    return places
 
 
 def _all_linear(network: nn.Module, places: Sequence[str]) -> bool:

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tcurlora.adapter import TensorCurConfig, TensorCurModel, fingerprint
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.events import write_json
+from tcurlora.labels import Structure
 from tcurlora.whole_files import whole_folder
 
 CONFIG = "adapter_config.json"
@@ -57,8 +58,9 @@ def save_adapter(
     base = {**details.pop("base_model", {}), "fingerprint": fingerprint(model.network)}
     with new_folder(folder) as temporary:
         # Not by save_file, which hides the file from everybody but its owner; an adapter may lie on a shared drive.
-        (temporary / WEIGHTS).write_bytes(save(model.trained_state()))
-        details["weights_sha256"] = _sha256(temporary / WEIGHTS)
+        weights = save(model.trained_state())
+        (temporary / WEIGHTS).write_bytes(weights)
+        details["weights_sha256"] = hashlib.sha256(weights).hexdigest()
         write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
         write_json(temporary / REPORT, dict(report or {}))
         (temporary / CARD).write_text(card, encoding="utf-8")
@@ -162,6 +164,22 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return content
 
 
+def read_adapter_structures(folder: Path) -> list[Structure]:
+    """Read from adapter_config.json what the adapter segments.
+
+    Raises:
+        InputError: when the folder is no adapter, or does not say so.
+    """
+    try:
+        return [Structure.from_dict(entry) for entry in read_adapter_config(folder)["structures"]]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"The adapter '{folder.name}' does not say which structures it segments.",
+            "Use another copy of it, or adapt the model again.",
+            "damaged_adapter",
+        ) from error
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder` that becomes it when all went well, and is deleted otherwise.
@@ -201,18 +219,16 @@ def require_absent(path: Path) -> None:
 
 def _read_state(folder: Path, sha256: str | None) -> dict[str, Tensor]:
     try:
-        if sha256 is not None and sha256 != _sha256(folder / WEIGHTS):
+        # The bytes, because a file that is mapped into memory cannot be replaced or deleted on Windows.
+        content = (folder / WEIGHTS).read_bytes()
+        if sha256 is not None and sha256 != hashlib.sha256(content).hexdigest():
             raise _damaged(folder)
-        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        state: dict[str, Tensor] = load(content)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
             raise _damaged(folder)
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # the last is torch's for a file that is gone
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:  # the last for an unknown type
         raise _damaged(folder) from error
     return state
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _damaged(folder: Path) -> InputError:

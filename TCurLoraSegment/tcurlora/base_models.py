@@ -44,7 +44,11 @@ UNDERSTOOD = (
     "ToTensor",
     "CastToType",
 )
-_CROSS_ATTENTION = re.compile(r"\.(norm_)?cross_attn\.")
+_ACTIVATIONS = ("Activations", "Activationsd", "ActivationsD", "ActivationsDict")
+# Arguments that change nothing in what a network computes, but how it is trained. The outputs of deep supervision have
+# the base's channels, and what is computed again in the backward pass is so with the base's weights.
+_SWITCHED_OFF = ("deep_supervision", "use_checkpoint")
+_NEVER_RUN = re.compile(r"\.(norm_)?cross_attn\.|(^|\.)(deep_supervision_heads|super_head)\.")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class BaseModel:
         folder: the bundle.
         name: name of the bundle's folder or catalogue entry.
         metadata: content of configs/metadata.json.
-        network_def: class name and arguments of the network.
+        network_def: class name and arguments of the network, without what only helps to train it whole.
         channels: name of each output channel; channels of equal name vote for one structure together.
         preprocessing: what the network expects.
         weights: the weights file.
@@ -180,7 +184,9 @@ class BaseModel:
 
 
 def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fit weights to the installed MONAI, some releases of which make layers for cross-attention that are never run.
+    """Leave out weights that are never run here, and fit the rest to the installed MONAI.
+
+    Some releases of it make layers for cross-attention all the same.
 
     Args:
         state: weights of a file.
@@ -189,7 +195,7 @@ def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     if any(".cross_attn." in name for name in own):
         return dict(state)  # here they may be run
     norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
-    kept = {name: tensor for name, tensor in state.items() if not (_CROSS_ATTENTION.search(name) and name not in own)}
+    kept = {name: tensor for name, tensor in state.items() if not (_NEVER_RUN.search(name) and name not in own)}
     return norms | kept
 
 
@@ -264,6 +270,7 @@ def load_base_model(name_or_folder: str | Path) -> BaseModel:
     metadata = _read_json(folder / "configs" / "metadata.json")
     inference = _read_json(folder / "configs" / "inference.json")
     network_def = _network_def(inference, folder)
+    _require_softmax(inference, folder)
     channels = _channels(metadata, folder)
     in_channels = network_def.get("in_channels", 1)
     if not isinstance(in_channels, int) or in_channels < 1:
@@ -356,7 +363,7 @@ def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             raise _bad(folder, f"has an expression or a reference in network_def ('{key}'), which is never executed")
     if not _is_modest(network_def):
         raise _bad(folder, f"has a number above {LARGEST_ARGUMENT} in network_def")
-    return {**network_def, "_target_": class_name}
+    return {**network_def, "_target_": class_name, **{key: False for key in _SWITCHED_OFF if key in network_def}}
 
 
 def _is_modest(value: Any) -> bool:
@@ -371,12 +378,37 @@ def _is_modest(value: Any) -> bool:
 def _channels(metadata: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
     try:
         definition = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-        names = [str(definition[str(i)]) for i in range(len(definition))]
+        names = [str(definition[str(i)]) for i in range(max(1, len(definition)))]
     except (KeyError, TypeError) as error:
         raise _bad(
             folder, "does not name its output channels (channel_def, from 0 on) in configs/metadata.json"
         ) from error
-    return tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in names)
+    channels = tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in names)
+    # Without it every voxel would be labeled, and a new structure starts from it.
+    if channels[0] != BACKGROUND:
+        raise _bad(
+            folder,
+            f"has '{channels[0]}' as its first output channel, not the background",
+            f"Choose a model whose channel 0 is the background; if it is, name it '{BACKGROUND}' in channel_def in "
+            "configs/metadata.json.",
+        )
+    return channels
+
+
+def _require_softmax(inference: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model whose channels are no classes that exclude each other."""
+    postprocessing = inference.get("postprocessing")
+    transforms = postprocessing.get("transforms") if isinstance(postprocessing, dict) else None
+    for entry in transforms if isinstance(transforms, list) else []:
+        if isinstance(entry, dict) and str(entry.get("_target_", "")).rpartition(".")[2] in _ACTIVATIONS:
+            sigmoid = entry.get("sigmoid")
+            if True in (sigmoid if isinstance(sigmoid, list) else [sigmoid]):
+                raise _bad(
+                    folder,
+                    "puts a sigmoid behind its network, so its structures may overlap, which is not supported",
+                    "Choose a model whose channels exclude each other: the background and one for each structure, "
+                    "with a softmax.",
+                )
 
 
 def _preprocessing(
@@ -447,10 +479,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _bad(folder: Path, what: str) -> InputError:
-    return InputError(
-        f"The base model '{folder.name}' {what}.", "Choose another bundle, or correct this one.", "bad_bundle"
-    )
+def _bad(folder: Path, what: str, remedy: str = "Choose another bundle, or correct this one.") -> InputError:
+    return InputError(f"The base model '{folder.name}' {what}.", remedy, "bad_bundle")
 
 
 def _unreadable(path: Path) -> InputError:

@@ -167,8 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", required=True, help="folder of the report; what it holds already is not done again")
     compare.add_argument(
         "--methods",
-        default=",".join(COMPARED),
-        help=f"separated by commas, NAME@RANK for another rank (default: {','.join(COMPARED)}); "
+        default="",
+        help="separated by commas, NAME@RANK for another rank "
+        f"(default: those of {','.join(COMPARED)} that suit the base); "
         "also lora-xs, curlora, gaussian, compact-orthonormal, compact-raw, compact-decoder, "
         "compact-flat, paper-orthonormal, paper-lora",
     )

@@ -20,6 +20,7 @@ from tcurlora.baselines import Method, parse_methods
 from tcurlora.cases import Case, find_cases
 from tcurlora.compare_plan import (
     BASE,
+    DEFAULT_METHODS,
     CompareRequest,
     Split,
     Tuning,
@@ -63,8 +64,8 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     Raises:
         InputError: for anything wrong with the input, before anything is written.
     """
-    names = (BASE, *(name for name in request.methods if name.strip() != BASE))
-    methods = parse_methods(names)
+    names = request.methods or DEFAULT_METHODS
+    methods = parse_methods((BASE, *(name for name in names if name.strip() != BASE)))
     reference = request.reference or ("compact" if "compact" in methods else list(methods)[-1])
     if reference not in methods:
         raise InputError(
@@ -87,11 +88,19 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
     own = open_own_data(site, request.own_data, request.own_labels) if request.own_data else None
-    trained = [name for name, (method, _) in methods.items() if method.trained]
-    tuning = open_tuning(request, trained, len(splits)) if request.rates_of else None
-    network = site.base.build()
-    run = _Comparison(request, site, own, network, methods, splits, device, tuning)
-    counts = {name: run.model(name, 0).trained_counts() for name in methods}
+    run = _Comparison(request, site, own, site.base.build(), methods, splits, device)
+    counts: dict[str, Mapping[str, int]] = {}
+    for name in list(methods):
+        try:
+            counts[name] = run.model(name, 0).trained_counts()
+        except InputError as error:
+            if request.methods:
+                raise
+            del methods[name]
+            events.emit("warning", code=error.code, message=f"'{name}' is left out: {error.message}")
+    if request.rates_of:
+        trained = [name for name, (method, _) in methods.items() if method.trained]
+        run.tuning = open_tuning(request, trained, len(splits))
 
     own_structures = [structure.to_dict() for structure in own.structures] if own else []
     inputs = describe_site(site, (*test, *(own.cases if own else ())), own_structures=own_structures)

@@ -30,7 +30,8 @@ class CompareRequest:
         base: name or folder of the base model.
         data: folder or datalist of the labeled cases.
         out: folder of the comparison.
-        methods: names of `baselines.METHODS`; the base is always among them.
+        methods: names of `baselines.METHODS`; the base is always among them. Without any, those of `DEFAULT_METHODS`
+            that suit the base model.
         reference: method that the others are compared with; `compact`, or else the last one, when empty.
         steps: optimizer steps of each training.
         minutes: time for the whole comparison instead of steps.
@@ -51,7 +52,7 @@ class CompareRequest:
     base: str
     data: str
     out: str
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ()
     reference: str = ""
     steps: int | None = None
     minutes: float | None = None

@@ -363,18 +363,45 @@ _SHORT_LENGTHS = (
 )
 _LONG_LENGTHS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _UNDEFINED = 0xFFFFFFFF
-_NATIVE = {"1.2.840.10008.1.2": ("<", False), "1.2.840.10008.1.2.1": ("<", True), "1.2.840.10008.1.2.2": (">", True)}
+# Classes of objects that hold pixels; spectra (4.2) do not, though their class is among those of magnetic resonance.
+_PICTURES = re.compile(
+    r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.((?!4\.2$)([1-7]|1[234]|20|30|77|128|130)(\..*)?|66\.4|481\.[12])"
+)
+
+
+class _Encoding(NamedTuple):
+    """How elements are written: the order of bytes, and whether each says its kind of value."""
+
+    order: str
+    explicit: bool
+
+
+_IMPLICIT = _Encoding("<", False)
+_NATIVE = {
+    "1.2.840.10008.1.2": _IMPLICIT,
+    "1.2.840.10008.1.2.1": _Encoding("<", True),
+    "1.2.840.10008.1.2.2": _Encoding(">", True),
+}
 
 
 def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
     """Walk over the elements after the preamble: none may reach beyond the file, and all voxels must be there."""
-    syntax = _dicom_group_2(stream, end)
-    found: dict[str, int] = {}
+    syntax, kind = _dicom_group_2(stream, end)
     if syntax not in _NATIVE:  # compressed slices: their decoder finds what is missing
         return True
-    order, explicit = _NATIVE[syntax]
+    start, encoding = stream.tell(), _NATIVE[syntax]
+    try:
+        return _dicom_holds(stream, end, kind, encoding, _IMPLICIT)
+    except (ValueError, struct.error):
+        # Items of unknown kind are to be written in one way only (PS3.5, 6.2.2), but some are written like the rest.
+        stream.seek(start)
+        return _dicom_holds(stream, end, kind, encoding, encoding)
+
+
+def _dicom_holds(stream: BinaryIO, end: int, kind: str, encoding: _Encoding, of_unknown: _Encoding) -> bool:
+    found: dict[str, int] = {}
     while stream.tell() + 8 <= end:
-        tag, length = _dicom_element(stream, order, explicit)
+        tag, value, length = _dicom_element(stream, encoding)
         if tag == (0x7FE0, 0x0010):
             samples = found.get("samples", 1)
             frames = found.get("frames", 1)
@@ -387,7 +414,7 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
                 return False  # where ITK would read beyond the voxels, or other bits than are meant
             return length != _UNDEFINED and length >= voxels * found["bits"] // 8 and stream.tell() + length <= end
         if length == _UNDEFINED:
-            _skip_sequence(stream, order, explicit, end)
+            _skip_items(stream, of_unknown if value == b"UN" else encoding, of_unknown, end)
             continue
         if stream.tell() + length > end:
             return False
@@ -402,8 +429,9 @@ def _dicom_is_sound(stream: BinaryIO, end: int) -> bool:
             if not word.startswith((b"RGB", b"YBR", b"MONOCHROME1", b"MONOCHROME2", b"PALETTE COLOR")):
                 return False
         else:
-            found[key] = struct.unpack(f"{order}H", stream.read(length)[:2])[0]
-    return False
+            found[key] = struct.unpack(f"{encoding.order}H", stream.read(length)[:2])[0]
+    # A report, say, has no voxels, and ITK passes it over. So would it pass over a slice without them.
+    return stream.tell() == end and bool(kind) and not _PICTURES.fullmatch(kind)
 
 
 _DICOM_KEYS = {
@@ -417,44 +445,57 @@ _DICOM_KEYS = {
 }
 
 
-def _dicom_group_2(stream: BinaryIO, end: int) -> str:
-    """Read the file meta information; return the transfer syntax, and stand at the first element after it."""
-    syntax = ""
+def _dicom_group_2(stream: BinaryIO, end: int) -> tuple[str, str]:
+    """Read the file meta information, and stand at the first element after it.
+
+    Returns:
+        The transfer syntax, and the class of the object.
+    """
+    texts = {(2, 0x10): "", (2, 2): ""}
     while stream.tell() + 8 <= end:
         group = stream.read(2)
         stream.seek(-2, 1)
         if group != b"\2\0":
-            return syntax
-        tag, length = _dicom_element(stream, "<", True)
+            return texts[2, 0x10], texts[2, 2]
+        tag, _, length = _dicom_element(stream, _Encoding("<", True))
         if stream.tell() + length > end:
             break
         value = stream.read(length)
-        syntax = value.strip(b" \0").decode("ascii", "replace") if tag == (2, 0x10) else syntax
+        if tag in texts:
+            texts[tag] = value.strip(b" \0").decode("ascii", "replace")
     raise ValueError("nothing after the file meta information")
 
 
-def _dicom_element(stream: BinaryIO, order: str, explicit: bool) -> tuple[tuple[int, int], int]:
-    """Read tag and length of the element at which the stream stands."""
+def _dicom_element(stream: BinaryIO, encoding: _Encoding) -> tuple[tuple[int, int], bytes, int]:
+    """Read tag, kind of value and length of the element at which the stream stands."""
+    order = encoding.order
     group, element = struct.unpack(f"{order}2H", stream.read(4))
-    if not explicit or group == 0xFFFE:
-        return (group, element), struct.unpack(f"{order}I", stream.read(4))[0]
+    if not encoding.explicit or group == 0xFFFE:
+        return (group, element), b"", struct.unpack(f"{order}I", stream.read(4))[0]
     kind = stream.read(2)
     if kind in _LONG_LENGTHS:
-        return (group, element), struct.unpack(f"{order}2xI", stream.read(6))[0]
+        return (group, element), kind, struct.unpack(f"{order}2xI", stream.read(6))[0]
     if kind not in _SHORT_LENGTHS:
         raise ValueError("no value representation")
-    return (group, element), struct.unpack(f"{order}H", stream.read(2))[0]
+    return (group, element), kind, struct.unpack(f"{order}H", stream.read(2))[0]
 
 
-def _skip_sequence(stream: BinaryIO, order: str, explicit: bool, end: int) -> None:
-    """Go to the end of a sequence, or of an item, of undefined length; the depth is counted and not recursed into."""
-    depth = 1
-    while depth:
-        tag, length = _dicom_element(stream, order, explicit)
+def _skip_items(stream: BinaryIO, encoding: _Encoding, of_unknown: _Encoding, end: int) -> None:
+    """Go to the end of items; what is nested is counted and not recursed into.
+
+    Args:
+        stream: stands at the first item.
+        encoding: of the items.
+        of_unknown: encoding in elements of the kind UN.
+        end: size of the file.
+    """
+    open_ones = [encoding]
+    while open_ones:
+        tag, kind, length = _dicom_element(stream, open_ones[-1])
         if tag in ((0xFFFE, 0xE0DD), (0xFFFE, 0xE00D)):
-            depth -= 1
+            open_ones.pop()
         elif length == _UNDEFINED:
-            depth += 1
+            open_ones.append(of_unknown if kind == b"UN" else open_ones[-1])
         elif tag != (0xFFFE, 0xE000):
             # An item of known length is entered, because what is in it may be of unknown length or not.
             if stream.tell() + length > end:

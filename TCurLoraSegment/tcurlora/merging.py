@@ -12,7 +12,15 @@ import monai
 import numpy as np
 import torch
 
-from tcurlora.adapter_files import REPORT, WEIGHTS, load_adapter, new_folder, read_adapter_config, require_absent
+from tcurlora.adapter_files import (
+    REPORT,
+    WEIGHTS,
+    load_adapter,
+    new_folder,
+    read_adapter_config,
+    read_adapter_structures,
+    require_absent,
+)
 from tcurlora.base_models import BaseModel, has_expression, load_base_model, write_bundle
 from tcurlora.errors import InputError
 from tcurlora.labels import Structure, channel_groups
@@ -37,17 +45,9 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
     """
     require_absent(out)
     model = load_adapter(base.build(), adapter_folder)
-    config = read_adapter_config(adapter_folder)
-    try:
-        structures = [Structure.from_dict(entry) for entry in config["structures"]]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"The adapter '{adapter_folder.name}' does not say which structures it segments.",
-            "Use another copy of it, or adapt the model again.",
-            "damaged_adapter",
-        ) from error
+    structures = read_adapter_structures(adapter_folder)
     channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
-    name = str(config.get("name") or adapter_folder.name)
+    name = str(read_adapter_config(adapter_folder).get("name") or adapter_folder.name)
     target = f"monai.networks.nets.{base.network_def['_target_']}"
     network_def = {**base.network_def, "_target_": target, "out_channels": len(channels)}
     origin = {

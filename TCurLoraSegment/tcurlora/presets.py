@@ -38,7 +38,8 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
         changes: fields of `TensorCurConfig` that differ from the preset.
 
     Raises:
-        InputError: for an unknown preset, or where the decoder of the network is not known.
+        InputError: for an unknown preset, or one that does not suit the network: its decoder is not known, or it has no
+            linear layers for `paper`.
     """
     _require_known(name)
     if name == "compact":
@@ -49,6 +50,13 @@ def preset(name: str, network: nn.Module, **changes: Any) -> TensorCurConfig:
     decoder = decoder_modules(network, name)
     if name == "decoder":
         return TensorCurConfig(**{"kinds": (), "modules_to_save": decoder, **changes})
+    if not any(stack.kind == "linear" for stack in find_stacks(network)):
+        raise InputError(
+            f"{type(network).__name__} has no linear layers, whose cores the method '{name}' trains.",
+            "Choose the method 'compact', which trains cores of convolutions, or 'decoder', which trains none; "
+            "leave this one out of a comparison (--methods).",
+            "no_linear_layers",
+        )
     return TensorCurConfig(**{"kinds": ("linear",), "factors": "raw", "modules_to_save": decoder, **changes})
 
 

@@ -8,14 +8,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tcurlora.adapter import TensorCurModel, fingerprint
-from tcurlora.adapter_files import CONFIG, WEIGHTS, load_adapter, read_adapter_config
+from tcurlora.adapter import Places, TensorCurModel, find_places, fingerprint
+from tcurlora.adapter_files import CONFIG, WEIGHTS, load_adapter, read_adapter_config, read_adapter_structures
 from tcurlora.adapter_library import find_adapter, is_adapter, list_adapters
 from tcurlora.base_models import BaseModel, file_state, load_base_model
 from tcurlora.catalogue import list_models
@@ -27,9 +27,6 @@ from tcurlora.labels import Structure
 CPU = torch.device("cpu")
 KEPT_BYTES = 512 * 2**20
 """Weights that are kept besides those in use."""
-
-
-Places: TypeAlias = Mapping[str, Sequence[str]]
 
 
 class AdaptedNetwork(nn.Module):
@@ -62,19 +59,6 @@ class AdaptedNetwork(nn.Module):
             layer = self._shared[0].get_submodule(module)
             setattr(layer, parameter, nn.Parameter(getattr(self, name), requires_grad=False))
         return self._shared[0]
-
-
-def find_places(network: nn.Module) -> Places:
-    """Find by each parameter's name where it is: once in every layer that holds it.
-
-    Layers may share a weight, and one layer may have several names.
-    """
-    places: dict[str, list[str]] = {}
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    for prefix, module in network.named_modules():
-        for place, parameter in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
-            places.setdefault(names[parameter], []).append(place)
-    return places
 
 
 def _laid_out_like(parameter: Tensor, weight: Tensor) -> Tensor:
@@ -205,7 +189,7 @@ def _adapted(
     channels = [channel.name for channel in model.config.channels or ()] or base.description.channels
     with torch.no_grad():
         network = AdaptedNetwork(base.on(device), model.adapted_parameters(), base.places)
-    return network, channels, _structures_of(adapter)
+    return network, channels, read_adapter_structures(adapter)
 
 
 def _plain(base: _OpenBase, device: torch.device) -> tuple[nn.Module, Sequence[str], Sequence[Structure]]:
@@ -289,14 +273,3 @@ def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
         "Add it to your base models (with 'tcurlora models add FOLDER', or name its folder with --base).",
         "base_not_found",
     )
-
-
-def _structures_of(adapter: Path) -> list[Structure]:
-    try:
-        return [Structure.from_dict(entry) for entry in read_adapter_config(adapter)["structures"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"The adapter '{adapter.name}' does not say which structures it segments.",
-            "Use another copy of it, or adapt the model again.",
-            "damaged_adapter",
-        ) from error

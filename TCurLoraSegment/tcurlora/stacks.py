@@ -100,10 +100,11 @@ def find_stacks(
 
 
 def gather(spec: StackSpec, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Stack the matrices of a spec: (n, out, in)."""
+    """Stack the matrices of a spec on the processor, wherever the network lies: (n, out, in)."""
+    # Factors must not depend on a device's algebra, and are computed in float64, which some devices do not have.
     return torch.cat(
         [as_matrices(parameters[s.parameter], spec.kind, spec.taps).chunk(s.parts, 1)[s.part] for s in spec.slices]
-    )
+    ).cpu()
 
 
 def as_matrices(weight: Tensor, kind: str, taps: int = 1) -> Tensor:

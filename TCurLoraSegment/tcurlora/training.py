@@ -161,6 +161,8 @@ def train(
     optimizer = _optimizer(model, settings)
     # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
+    # A process without a row of its own scales no loss, and would not know the scale of the others' gradients.
+    scaler.scale(torch.zeros((), device=device))
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     state = distributed.first(lambda: _load_checkpoint(checkpoint, settings)) if checkpoint else None
     result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
@@ -175,7 +177,6 @@ def train(
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
         with autocast(device):
             logits = model(batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d))
-        logits = logits[:, 0] if logits.ndim == 6 else logits  # deep supervision stacks its levels on axis 1
         loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
         return loss
 
@@ -360,7 +361,8 @@ def _load_checkpoint(path: Path, settings: TrainingSettings) -> _Checkpoint | No
             if json.loads(meta["settings"]) != vars(settings):
                 return None
             names = stream.keys()  # safe_open is no mapping that could be iterated over
-            tensors = {name: stream.get_tensor(name) for name in names}
+            # Copies, because a file that is mapped into memory cannot be replaced on Windows, as the next one has to.
+            tensors = {name: stream.get_tensor(name).clone() for name in names}
             # One wrong bit would end in another adapter than that of an unbroken run.
             if meta.pop("sha256") != _digest(tensors, meta):
                 return None

@@ -59,6 +59,26 @@ def base(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
         return network, image, network(image), head
 
 
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """`meta` stands for a device that has no float64, and that tensors can be copied from."""
+
+    def to_processor(tensor: Tensor) -> Tensor:
+        return torch.ones(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
+
+    double = Tensor.double
+
+    def only_on_processor(tensor: Tensor) -> Tensor:
+        if tensor.is_meta:
+            raise TypeError("this device has no float64")
+        return double(tensor)
+
+    monkeypatch.setattr(Tensor, "cpu", to_processor)
+    monkeypatch.setattr(Tensor, "double", only_on_processor)
+    monkeypatch.setattr(TensorCurModel, "_device_type", lambda _: "cpu")  # autocast does not know the other
+    return torch.device("meta")
+
+
 def digest(network: nn.Module) -> str:
     """A hash of all parameters and buffers, independent of the engine's own fingerprint."""
     content = hashlib.sha256()
@@ -90,8 +110,10 @@ def output_of(model: nn.Module, image: Tensor) -> Tensor:
         return model(image)
 
 
-@pytest.mark.parametrize("method", PRESETS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(n, m) for n in NETWORKS for m in PRESETS if m != "paper" or n in ("UNETR", "SwinUNETR")],
+)
 def test_at_the_start_the_output_is_that_of_the_base_bit_for_bit(name: str, method: str) -> None:
     network, image, expected, head = base(name)
     model = adapt(network, preset(method, network, head=head, r=4))
@@ -196,8 +218,8 @@ def test_each_change_is_computed_once_a_forward(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == len(model.stacks) == 3
 
 
-def test_counts_of_the_paper() -> None:
-    with torch.device("meta"):
+def test_counts_of_the_paper(card: torch.device) -> None:
+    with card:
         network = UNETR(1, 2, (128, 128, 128), feature_size=16, hidden_size=768, mlp_dim=3072, num_heads=12)
     assert sum(p.numel() for p in network.parameters()) == 93_029_602
     model = adapt(network, preset("paper", network))
@@ -229,6 +251,16 @@ def test_presets_train_what_they_say() -> None:
         min(4, m.in_channels, m.out_channels) ** 2 * math.prod(m.kernel_size) if max(m.kernel_size) <= 3 else 16
         for m in kernels.values()
     )
+
+
+@pytest.mark.parametrize("name", ["SegResNet", "DynUNet"])
+def test_paper_is_refused_where_it_would_train_no_core(name: str) -> None:
+    """It would be 'decoder' by another name."""
+    network, _, _, head = base(name)
+    with pytest.raises(InputError, match=f"{name} has no linear layers") as refusal:
+        preset("paper", network, head=head)
+    assert "'compact'" in refusal.value.remedy and "'decoder'" in refusal.value.remedy
+    assert preset("decoder", network, head=head).modules_to_save
 
 
 def test_what_is_trained_whole_is_in_no_stack() -> None:
@@ -425,6 +457,26 @@ def test_a_new_layout_is_trained_with_its_head() -> None:
     assert train_one_step(model, image).shape[1] == 4
     assert model.trained_counts()["whole"] == 4 * (4 + 1)
     assert base("UNETR")[0](image).shape[1] == 3
+
+
+# A network that a training has left on another device -----
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_head_is_found_on_every_device(name: str, card: torch.device) -> None:
+    network, image, _, head = base(name)
+    assert find_head(copy.deepcopy(network).to(card), image, 3) == head
+
+
+@pytest.mark.parametrize("method", ["compact", "paper", "full"])
+def test_a_network_on_another_device_is_adapted_there(method: str, card: torch.device) -> None:
+    network, image, _, head = base("UNETR")
+    moved = copy.deepcopy(network).to(card)
+    model = TensorCurModel(moved, preset(method, moved, head=head))
+    assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {card}
+    assert model(image.to(card)).device == card
+    assert {parameter.device for parameter in model.merged().parameters()} == {card}
+    assert {tensor.device.type for tensor in model.trained_state().values()} == {"cpu"}
 
 
 # The head, the configuration, the identity of a base -----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt
-from tcurlora.adapter_files import CARD, CONFIG, REPORT, WEIGHTS, load_adapter, new_folder, save_adapter
+from tcurlora.adapter_files import (
+    CARD,
+    CONFIG,
+    REPORT,
+    WEIGHTS,
+    load_adapter,
+    new_folder,
+    read_adapter_structures,
+    save_adapter,
+)
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.labels import Channel
+from tcurlora.labels import Channel, Structure
 from tcurlora.presets import preset
 
 
@@ -96,12 +106,24 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path: Path, change: dict[s
     assert all(p.grad is not None for p in loaded.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("method", ["paper", "decoder", "full"])
-def test_other_presets_are_saved_and_loaded_bit_for_bit(tmp_path: Path, method: str) -> None:
+def dynunet() -> nn.Module:
     torch.manual_seed(4)
-    network = DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 12)).eval()
-    image = torch.randn(1, 1, 16, 16, 16)
-    model = fill(adapt(network, preset(method, network, head="output_block.conv.conv")))
+    return DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 12)).eval()
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "head"),
+    [
+        ("paper", unetr, "out.conv.conv"),
+        ("decoder", dynunet, "output_block.conv.conv"),
+        ("full", dynunet, "output_block.conv.conv"),
+    ],
+)
+def test_other_presets_are_saved_and_loaded_bit_for_bit(
+    tmp_path: Path, method: str, make: Callable[[], nn.Module], head: str
+) -> None:
+    network, image = make(), torch.randn(1, 1, 32, 16, 16)
+    model = fill(adapt(network, preset(method, network, head=head)))
     save_adapter(model, tmp_path / "a")
     assert torch.equal(output_of(load_adapter(network, tmp_path / "a").eval(), image), output_of(model, image))
 
@@ -161,6 +183,15 @@ def test_an_existing_folder_is_never_overwritten(saved: Path) -> None:
     assert refusal.value.code == "output_exists"
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
     assert [p.name for p in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_loaded_adapter_leaves_its_files_free_to_be_replaced(saved: Path) -> None:
+    """Windows refuses to replace a file that is mapped into memory."""
+    model, maps = load_adapter(small_network(), saved), Path("/proc/self/maps")
+    state = model.trained_state()
+    assert not maps.exists() or str(saved / WEIGHTS) not in maps.read_text(encoding="utf-8")
+    (saved / WEIGHTS).write_bytes(bytes((saved / WEIGHTS).stat().st_size))
+    assert all(torch.equal(value, state[name]) for name, value in model.trained_state().items())
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
@@ -247,6 +278,16 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path, saved: Path) -> None:
 def test_a_damaged_configuration_is_refused(saved: Path, content: bytes) -> None:
     (saved / CONFIG).write_bytes(content)
     assert refusal_of(saved).code == "damaged_adapter"
+
+
+@pytest.mark.parametrize("structures", [None, 7, ["text"], [{}], [{"name": "x", "value": "many"}]])
+def test_structures_that_cannot_be_read_are_refused(saved: Path, structures: Any) -> None:
+    edit_config(saved, structures=structures)
+    with pytest.raises(InputError, match="which structures") as refusal:
+        read_adapter_structures(saved)
+    assert refusal.value.remedy
+    edit_config(saved, structures=[{"name": "海馬", "value": 3}])
+    assert read_adapter_structures(saved) == [Structure("海馬", 3)]
 
 
 def test_a_truncated_configuration_is_refused(saved: Path) -> None:

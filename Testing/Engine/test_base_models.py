@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import UNETR, SegResNet
+from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from safetensors.torch import save_file
 
+from tcurlora.adapter import TensorCurModel
 from tcurlora.base_models import BaseModel, load_base_model, read_weights, write_bundle
 from tcurlora.errors import InputError
+from tcurlora.presets import preset
 
 NETWORK = {
     "spatial_dims": 3,
@@ -278,6 +280,55 @@ def test_channels_must_be_named(bundle: Path, definition: Any) -> None:
     assert_refused(bundle, "channel")
 
 
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"0": "Tumor core", "1": "Whole tumor", "2": "Enhancing tumor"},
+        {"0": "head", "1": "background", "2": "tail"},
+        {"0": "head", "1": "tail", "2": "background"},
+    ],
+)
+def test_first_channel_must_be_the_background(bundle: Path, definition: dict[str, str]) -> None:
+    """Otherwise every voxel would be labeled, or an adapter start its background from a structure."""
+    rewrite(
+        bundle,
+        "metadata",
+        lambda content: content["network_data_format"]["outputs"]["pred"].update(channel_def=definition),
+    )
+    assert_refused(bundle, "first output channel", f"'{definition['0']}'", "background")
+
+
+def test_later_channels_may_vote_for_the_background_too(bundle: Path) -> None:
+    """As in a merged model whose site does not label one of its base's structures."""
+    definition = {"0": "background", "1": "head", "2": "background"}
+    rewrite(
+        bundle,
+        "metadata",
+        lambda content: content["network_data_format"]["outputs"]["pred"].update(channel_def=definition),
+    )
+    base = load_base_model(bundle)
+    assert base.channels == ("background", "head", "background") and base.structures == ["head"]
+
+
+@pytest.mark.parametrize(
+    "step", [{"_target_": "Activationsd", "keys": "pred"}, {"_target_": "monai.transforms.Activations"}]
+)
+@pytest.mark.parametrize(("sigmoid", "refused"), [(True, True), ([True], True), (False, False), ([False], False)])
+def test_structures_that_may_overlap_are_refused(
+    bundle: Path, step: dict[str, Any], sigmoid: bool | list[bool], refused: bool
+) -> None:
+    steps = [{**step, "sigmoid": sigmoid}, {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}]
+    rewrite(
+        bundle,
+        "inference",
+        lambda content: content.update(postprocessing={"_target_": "Compose", "transforms": steps}),
+    )
+    if refused:
+        assert_refused(bundle, "sigmoid", "overlap")
+    else:
+        load_base_model(bundle)
+
+
 @pytest.mark.parametrize("roi", [None, "$[16, 16, 16]", [16, 16], [16, 16, 0], [16, 16, 10**9], [1.5, 16, 16], {}])
 def test_the_window_must_be_given(bundle: Path, roi: Any) -> None:
     rewrite(bundle, "inference", lambda content: content["inferer"].update(roi_size=roi))
@@ -325,6 +376,41 @@ def test_layers_that_other_releases_of_monai_make_and_never_run_are_left_out(bun
     assert_refused(bundle, "do not fit its network")
 
 
+def test_outputs_that_only_helped_to_train_the_base_are_left_out(bundle: Path) -> None:
+    """An adapter may have other channels than they have."""
+    shape: dict[str, Any] = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "kernel_size": [3, 3, 3, 3]}
+    shape |= {"strides": [1, 2, 2, 2], "upsample_kernel_size": [2, 2, 2], "filters": [4, 4, 4, 4]}
+    shape |= {"deep_supervision": True, "deep_supr_num": 2}
+    torch.manual_seed(0)
+    stock = DynUNet(**shape).eval()
+    rewrite(bundle, "inference", lambda content: content.update(network_def={"_target_": "DynUNet", **shape}))
+    torch.save(stock.state_dict(), bundle / "models" / "model.pt")
+    base = load_base_model(bundle)
+    built, image = base.build(), torch.randn(1, 1, 16, 24, 32)
+    with torch.no_grad():
+        assert torch.allclose(built(image), stock(image), atol=1e-5)
+    assert built.train()(image).shape == (1, 3, 16, 24, 32)
+    assert not any("head" in name for name, _ in built.named_parameters())
+    assert base.network_def["deep_supervision"] is False
+
+
+def test_activations_are_not_computed_again_in_the_backward_pass(bundle: Path) -> None:
+    """They would be computed with the base's weights, and not with the adapted ones."""
+    shape: dict[str, Any] = {"in_channels": 1, "out_channels": 3, "feature_size": 12, "num_heads": [1, 1, 1, 1]}
+    shape |= {"depths": [1, 1, 1, 1], "use_checkpoint": True}
+
+    def change(content: dict[str, Any]) -> None:
+        content["network_def"] = {"_target_": "SwinUNETR", **shape}
+        content["inferer"]["roi_size"] = [64, 32, 32]
+
+    rewrite(bundle, "inference", change)
+    torch.save(SwinUNETR(**shape).state_dict(), bundle / "models" / "model.pt")
+    network = load_base_model(bundle).build()
+    model = TensorCurModel(network, preset("paper", network, head="out.conv.conv")).train()
+    model(torch.randn(1, 1, 64, 32, 32)).square().mean().backward()
+    assert all(core.grad is not None and bool(core.grad.any()) for core in model.cores())
+
+
 @pytest.mark.parametrize(
     "change", [{"init_filters": "many"}, {"no_such": 1}, {"blocks_down": []}, {"init_filters": -8}]
 )
@@ -361,7 +447,7 @@ def test_network_with_other_outputs_than_are_named_is_known_at_once(bundle: Path
 
 
 @pytest.mark.parametrize("value", [None, "text", "@x", 7, [], [7], {"transforms": 7}, {"transforms": [7]}, True])
-@pytest.mark.parametrize("key", ["network_def", "preprocessing", "inferer"])
+@pytest.mark.parametrize("key", ["network_def", "preprocessing", "inferer", "postprocessing"])
 def test_any_other_type_in_the_config_is_refused_or_read(bundle: Path, key: str, value: Any) -> None:
     """A config of unexpected shape ends in an InputError or in a model, never in a traceback."""
     rewrite(bundle, "inference", lambda content: content.update({key: value}))

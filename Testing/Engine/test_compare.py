@@ -645,6 +645,22 @@ def test_help_offers_the_methods_that_there_are(capsys: pytest.CaptureFixture[st
     assert set(METHODS_THERE_ARE) <= set(offered)
 
 
+def test_usual_methods_that_do_not_suit_the_base_are_left_out_and_named_ones_refused(
+    workplace: Path, request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "DEFAULT_METHODS", ("paper", "decoder"))
+    usual = {"methods": (), "reference": "", "steps": 1, "folds": 2, "seeds": (0,), "lr_trials": 1}
+    watched = Watched()
+    watched.run(request_for(workplace / "usual", **usual))
+    results = json.loads((workplace / "usual" / "results.json").read_text(encoding="utf-8"))
+    assert list(results["methods"]) == ["base", "decoder"]
+    (warning,) = [fields for kind, fields in watched.events if kind == "warning"]
+    assert warning["message"].startswith("'paper' is left out: SegResNet has no linear layers")
+    with pytest.raises(InputError, match="SegResNet has no linear layers"):
+        run_compare(request_for(workplace / "named", **{**usual, "methods": ("paper", "decoder")}), NullEvents())
+    assert not (workplace / "named").exists()
+
+
 def test_minutes_set_the_steps_once(workplace: Path, request_for: Any) -> None:
     out = workplace / "minutes"
     request = request_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_method_starts_at_the_base_learns_and_can_be_kept(name: str, network: nn
         assert torch.allclose(model.merged().eval()(image), changed, atol=1e-4)
     assert not any("lora" in key or "base_layer" in key for key in model.merged().state_dict())
     assert fingerprint(network) == before and not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_is_made_where_a_training_before_it_left_the_network(
+    name: str, network: nn.Module, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`meta` stands for a graphics card, so what is copied from it has no values."""
+    monkeypatch.setattr(Tensor, "cpu", lambda x: torch.ones(x.shape, dtype=x.dtype) if x.is_meta else x)
+    monkeypatch.setattr(TensorCurModel, "_device_type", lambda _: "cpu")  # autocast does not know the other
+    card = torch.device("meta")
+    model = make(name, copy.deepcopy(network).to(card))
+    assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {card}
+    assert model(image.to(card)).device == card
+    assert {parameter.device for parameter in model.merged().parameters()} == {card}
 
 
 def test_lora_trains_what_its_formula_says(network: nn.Module) -> None:

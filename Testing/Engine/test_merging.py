@@ -42,9 +42,10 @@ SAME = (Channel("background", 0), Channel("head", 1), Channel("tail", 2))
 VOTING = (Channel("background", 0), Channel("hippocampus", 1), Channel("hippocampus", 2), Channel("new part", None))
 
 
-def make_base(folder: Path, kind: str, spacing: tuple[float, float, float] | None = (1, 1, 1)) -> BaseModel:
+def make_base(folder: Path, kind: str, shape: dict[str, Any] | None = None) -> BaseModel:
     torch.manual_seed(0)
-    network_def = {"_target_": f"monai.networks.nets.{kind}", "in_channels": 1, "out_channels": 3, **NETWORKS[kind]}
+    shape = NETWORKS[kind] if shape is None else shape
+    network_def = {"_target_": f"monai.networks.nets.{kind}", "in_channels": 1, "out_channels": 3, **shape}
     metadata = {
         "name": "Tiny",
         "authors": "Jané Böe",
@@ -54,7 +55,7 @@ def make_base(folder: Path, kind: str, spacing: tuple[float, float, float] | Non
             "outputs": {"pred": {"channel_def": {"0": "background", "1": "head", "2": "tail"}}},
         },
     }
-    preprocessing = Preprocessing(spacing, (SIDE,) * 3, (("NormalizeIntensity", {"nonzero": True}),))
+    preprocessing = Preprocessing((1, 1, 1), (SIDE,) * 3, (("NormalizeIntensity", {"nonzero": True}),))
     inference = inference_config(network_def, preprocessing, ["background", "head", "tail"], [HEAD, TAIL])
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     state = getattr(nets, kind)(**arguments).state_dict()
@@ -86,8 +87,14 @@ def make_adapter(
     return folder
 
 
-def merged(tmp_path: Path, kind: str, structures: Sequence[Structure], channels: tuple[Channel, ...] | None) -> Path:
-    base = make_base(tmp_path / "base", kind)
+def merged(
+    tmp_path: Path,
+    kind: str,
+    structures: Sequence[Structure],
+    channels: tuple[Channel, ...] | None,
+    shape: dict[str, Any] | None = None,
+) -> Path:
+    base = make_base(tmp_path / "base", kind, shape)
     adapter = make_adapter(tmp_path / "adapter", base, structures, channels)
     merge_adapter(adapter, tmp_path / "Zusammen 海馬", base)
     return tmp_path / "Zusammen 海馬"
@@ -139,6 +146,20 @@ def test_the_merged_network_computes_what_the_adapter_does(
         assert torch.allclose(load_base_model(folder).build()(window), expected, atol=1e-5, rtol=1e-5)
         assert expected.shape[1] == (4 if channels is VOTING else 3)
         assert expected.shape[1] == 4 or not torch.allclose(base.build()(window), expected, atol=1e-2)
+
+
+def test_monai_loads_strictly_what_was_made_from_a_deeply_supervised_base(tmp_path: Path) -> None:
+    deep = {**NETWORKS["DynUNet"], "deep_supervision": True, "deep_supr_num": 1}
+    folder = merged(tmp_path, "DynUNet", [WHOLE, NEW], VOTING, deep)
+    network_def = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))["network_def"]
+    stock = nets.DynUNet(**{key: value for key, value in network_def.items() if key != "_target_"}).eval()
+    stock.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    assert not any("head" in name for name in stock.state_dict())
+    window = torch.randn(1, 1, SIDE, SIDE, SIDE)
+    base = load_base_model(tmp_path / "base")
+    with torch.no_grad():
+        expected = load_adapter(base.build(), tmp_path / "adapter").eval()(window)
+        assert expected.shape[1] == 4 and torch.allclose(stock(window), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_our_own_program_segments_alike_with_both(tmp_path: Path) -> None:

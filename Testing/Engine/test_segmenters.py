@@ -14,14 +14,14 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt
+from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt, find_places
 from tcurlora.adapter_files import load_adapter, save_adapter
 from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
 from tcurlora.events import NullEvents
 from tcurlora.labels import BACKGROUND, Channel
 from tcurlora.segmentation import SegmentRequest, run_segment
-from tcurlora.segmenters import AdaptedNetwork, SegmenterCache, find_places, open_once
+from tcurlora.segmenters import AdaptedNetwork, SegmenterCache, open_once
 
 HEAD = "conv_final.2.conv"
 SAME = (Channel(BACKGROUND, 0), Channel("a", 1), Channel("b", 2))

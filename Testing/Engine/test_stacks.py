@@ -59,6 +59,14 @@ def test_gathered_matrices_become_the_same_weights_again(name: str, kernels: Ker
         assert torch.equal(again, weight)
 
 
+def test_matrices_are_gathered_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a network lies must not matter to the factors, and some devices have no float64."""
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: torch.ones(tensor.shape) if tensor.is_meta else tensor)
+    network = NETWORKS["UNETR"]().to("meta")
+    parameters = dict(network.named_parameters())
+    assert {gather(spec, parameters).device.type for spec in find_stacks(network)} == {"cpu"}
+
+
 def test_order_of_the_attention_stack_of_unetr() -> None:
     spec = next(s for s in find_stacks(NETWORKS["UNETR"]()) if s.kind == "linear" and s.shape == (24, 24))
     expected = []

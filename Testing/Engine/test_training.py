@@ -143,6 +143,24 @@ def test_resumed_training_equals_an_unbroken_one(
     assert [path.name for path in tmp_path.glob("*")] == ["checkpoint.safetensors"]
 
 
+def test_resumed_training_leaves_its_checkpoint_free_to_be_replaced(
+    bundle: Path, cases: list[CachedCase], tmp_path: Path, recorder: Any
+) -> None:
+    """Windows refuses to replace a file that is mapped into memory."""
+    checkpoint, maps = tmp_path / "checkpoint.safetensors", Path("/proc/self/maps")
+    with pytest.raises(KeyboardInterrupt):
+        run(adapted(bundle), cases, recorder(lambda _, fields: fields.get("step") == 5), checkpoint)
+    before, mapped = checkpoint.read_bytes(), list[bool]()
+
+    def look(_kind: str, _fields: dict[str, Any]) -> bool:
+        mapped.append(maps.exists() and str(checkpoint) in maps.read_text(encoding="utf-8"))
+        return False
+
+    run(adapted(bundle), cases, recorder(look), checkpoint)
+    assert len(mapped) > 4 and not any(mapped)
+    assert checkpoint.read_bytes() != before
+
+
 @pytest.fixture(scope="module")
 def unbroken(bundle: Path, cases: list[CachedCase]) -> tuple[dict[str, Tensor], TrainingResult]:
     model = adapted(bundle)
@@ -257,6 +275,33 @@ def test_too_little_memory_for_two_patches_goes_on_with_one(
         # Sums of another order, which the first steps of Adam magnify.
         torch.testing.assert_close(crowded.trained_state()[name], value, atol=1e-4, rtol=0)
     assert not same(crowded.trained_state(), make(1).trained_state())
+
+
+def test_process_without_a_row_takes_the_steps_of_the_others_in_half_precision(
+    bundle: Path, cases: list[CachedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients are the others', scaled as theirs, although it never scales a loss."""
+    monkeypatch.setattr(training, "half_precision", lambda _: torch.float16)
+    summed: list[tuple[float, list[Tensor | None]]] = []
+
+    def keep(parameters: list[nn.Parameter], loss: float, _device: torch.device) -> float:
+        summed.append((loss, [None if p.grad is None else p.grad.clone() for p in parameters]))
+        return loss
+
+    def receive(parameters: list[nn.Parameter], _loss: float, _device: torch.device) -> float:
+        loss, gradients = summed.pop(0)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    working, idle = adapted(bundle), adapted(bundle)
+    monkeypatch.setattr(training.distributed, "sum_gradients", keep)
+    result = run(working, cases, steps=3)
+    assert max(float(g.abs().max()) for _, gradients in summed for g in gradients if g is not None) > 100
+    monkeypatch.setattr(training.distributed, "sum_gradients", receive)
+    monkeypatch.setattr(training.distributed, "own_rows", lambda _: range(0))
+    assert run(idle, cases, steps=3) == result
+    assert same(idle.trained_state(), working.trained_state())
 
 
 def test_decay_pulls_the_cores_towards_the_base(bundle: Path, cases: list[CachedCase]) -> None:
