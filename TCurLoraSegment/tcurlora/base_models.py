@@ -400,7 +400,9 @@ def _require_softmax(inference: Mapping[str, Any], folder: Path) -> None:
     postprocessing = inference.get("postprocessing")
     transforms = postprocessing.get("transforms") if isinstance(postprocessing, dict) else None
     for entry in transforms if isinstance(transforms, list) else []:
-        if isinstance(entry, dict) and str(entry.get("_target_", "")).rpartition(".")[2] in _ACTIVATIONS:
+        if not isinstance(entry, dict) or _is_disabled(entry):
+            continue
+        if str(entry.get("_target_", "")).rpartition(".")[2] in _ACTIVATIONS:
             sigmoid = entry.get("sigmoid")
             if True in (sigmoid if isinstance(sigmoid, list) else [sigmoid]):
                 raise _bad(
@@ -453,7 +455,13 @@ def _transforms(inference: Mapping[str, Any], folder: Path) -> list[dict[str, An
     transforms = preprocessing.get("transforms", []) if isinstance(preprocessing, dict) else None
     if not isinstance(transforms, list) or not all(isinstance(entry, dict) for entry in transforms):
         raise _bad(folder, "has a preprocessing in configs/inference.json that is no list of transforms")
-    return transforms
+    return [entry for entry in transforms if not _is_disabled(entry)]
+
+
+def _is_disabled(entry: Mapping[str, Any]) -> bool:
+    """Whether MONAI would leave this step out."""
+    disabled = entry.get("_disabled_", False)
+    return disabled.strip().casefold() == "true" if isinstance(disabled, str) else bool(disabled)
 
 
 def has_expression(value: Any) -> bool:

@@ -179,7 +179,7 @@ def parse_mapping(entries: Iterable[str]) -> dict[str, list[str]]:
     """
     mapping: dict[str, list[str]] = {}
     for entry in entries:
-        site, separator, sources = entry.partition("=")
+        site, separator, sources = entry.rpartition("=")  # a site's name may hold the sign
         names = [name.strip() for name in sources.split("+")]
         if not separator or not site.strip() or not all(names):
             raise InputError(

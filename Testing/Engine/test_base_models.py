@@ -225,6 +225,14 @@ def test_only_listed_preprocessing_is_done(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("disabled", [True, "true", 1])
+def test_disabled_step_is_left_out_as_monai_does(bundle: Path, disabled: Any) -> None:
+    before = load_base_model(bundle).preprocessing
+    step = {"_target_": "ScaleIntensityd", "minv": 0, "maxv": 1, "_disabled_": disabled}
+    rewrite(bundle, "inference", lambda content: content["preprocessing"]["transforms"].append(step))
+    assert load_base_model(bundle).preprocessing == before
+
+
 @pytest.mark.parametrize(
     "step",
     [

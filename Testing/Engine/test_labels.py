@@ -193,6 +193,7 @@ def test_mappings_are_read() -> None:
         "hippocampus": list(BASE),
         "amygdala": ["new"],
     }
+    assert parse_mapping(["CA1 (T=1.5)=new"]) == {"CA1 (T=1.5)": ["new"]}
     assert parse_mapping([]) == {}
 
 
