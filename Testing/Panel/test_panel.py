@@ -180,6 +180,14 @@ class ChoiceTest(PanelCase):
         self.assertEqual(self.ui.modelCombo.currentIndex, -1)
         self.assertIn("'Elsewhere' is not on this computer", self.ui.segmentButton.toolTip)
 
+    def test_base_model_that_is_not_on_this_computer_is_said_so(self) -> None:
+        self.set(base="elsewhere")
+        self.panel.reload()
+        harness.wait_until(lambda: self.panel.listed, timeout_s=60)
+        self.assertEqual(self.panel.parameters.get("base"), "elsewhere")
+        for text in (self.ui.baseModelSummary.text, self.ui.adaptButton.toolTip):
+            self.assertIn("'elsewhere' is not on this computer", text)
+
     def test_device_and_method_that_there_are_not_here_are_shown_and_sent_as_the_usual_ones(self) -> None:
         self.set(device="cuda:7", method="magic")
         self.assertEqual(self.ui.deviceCombo.currentText, "automatic")
@@ -216,6 +224,36 @@ class BaseModelTest(PanelCase):
         self.ui.addBundleButton.click()
         harness.wait_until(lambda: "configs" in self.ui.baseModelSummary.text, timeout_s=60)
         self.assertEqual(len(self.panel.models), 1)
+
+
+MODELS = """
+if arguments[0] == "list":
+    there = os.path.exists(os.path.join(os.environ["TCURLORA_HOME"], "fetched"))
+    model = dict(name="far", title="Far away", structures=["x"], on_disk=there, origin="downloaded", licence="", size=9)
+    print(json.dumps([model]))
+elif arguments[0] == "fetch":
+    for step in (1, 2):
+        emit(event="progress", step=step, total=4)
+        while not os.path.exists(os.path.join(os.environ["TCURLORA_HOME"], f"go {step}")):
+            time.sleep(0.02)
+    open(os.path.join(os.environ["TCURLORA_HOME"], "fetched"), "w")
+    print(json.dumps(dict(path="there")))
+"""
+
+
+class FetchTest(PanelCase):
+    engine = ("models", MODELS)
+
+    def test_download_tells_how_far_it_is(self) -> None:
+        self.ui.fetchModelButton.click()
+        for step, part in ((1, "25 %"), (2, "50 %")):
+            harness.wait_until(lambda part=part: part in self.ui.baseModelSummary.text, timeout_s=30)
+            self.panel.refresh()
+            self.assertIn(part, self.ui.baseModelSummary.text)
+            self.assertIn("Segments x", self.ui.baseModelSummary.text)
+            (data_folder() / f"go {step}").touch()
+        harness.wait_until(lambda: "on this computer" in self.ui.baseModelSummary.text, timeout_s=30)
+        self.assertNotIn("Downloading", self.ui.baseModelSummary.text)
 
 
 class CasesTest(PanelCase):
@@ -395,7 +433,10 @@ class RefusedTest(PanelCase):
     engine = ("adapt", 'emit(event="error", code="x", message="No.", remedy=""); sys.exit(2)')
 
     def test_run_that_never_began_leaves_no_scan(self) -> None:
+        import qt
+
         self.start_adapting()
+        self.assertIsNone(qt.QApplication.overrideCursor(), "the cursor still waits")
         self.wait_for_end()
         self.assertEqual(self.ui.stageLabel.text, "No.")
         self.assertFalse(self.ui.unfinishedFrame.isVisibleTo(self.widget.parent))

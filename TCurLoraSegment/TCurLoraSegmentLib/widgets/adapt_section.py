@@ -14,6 +14,7 @@ from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.jobs import Job, unfinished_jobs
 from TCurLoraSegmentLib.requests import METHODS, AdaptSettings, free_name
 from TCurLoraSegmentLib.widgets.live_plot import LivePlot
+from TCurLoraSegmentLib.widgets.waiting import waiting
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
@@ -129,7 +130,11 @@ class AdaptSection:
         if self.running:
             return [_("A run is under way.")]
         cases = self._panel.cases_section.chosen()
-        return [*self._panel.engine_problems(), *self.settings().missing(len(cases), self._names())]
+        return [
+            *self._panel.engine_problems(),
+            *self._panel.base_model_section.problems(),
+            *self.settings().missing(len(cases), self._names()),
+        ]
 
     def _names(self) -> list[str]:
         return [str(entry["name"]) for entry in self._panel.adapters]
@@ -159,7 +164,8 @@ class AdaptSection:
 
     def _on_adapt(self) -> None:
         try:
-            job = prepare_adapt(self.settings(), self._panel.cases_section.chosen())
+            with waiting():
+                job = prepare_adapt(self.settings(), self._panel.cases_section.chosen())
         except UserError as error:
             self._stage(str(error))
             return

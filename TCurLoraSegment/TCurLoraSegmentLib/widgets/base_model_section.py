@@ -22,6 +22,7 @@ class BaseModelSection:
         self._panel = panel
         self._ui = ui = panel.ui
         self._shown_details = ""
+        self._message = ""
         ui.baseModelCombo.connect("currentIndexChanged(int)", self._on_chosen)
         ui.addBundleButton.connect("clicked()", self._on_add)
         ui.removeBundleButton.connect("clicked()", self._on_remove)
@@ -33,10 +34,17 @@ class BaseModelSection:
         name = self._panel.parameters.get("base")
         return next((entry for entry in self._panel.models if entry["name"] == name), None)
 
+    def problems(self) -> list[str]:
+        """Why the chosen model cannot be used, one sentence each."""
+        name = self._panel.parameters.get("base")
+        if not self._panel.models or not name or self.current() is not None:
+            return []
+        return [_("The base model '{name}' is not on this computer: choose another one, or add it.").format(name=name)]
+
     def models_changed(self) -> None:
-        """Show the models that there are now; keep the choice where it still exists."""
+        """Show the models that there are now; what a scene was saved with stays chosen, also where it is not here."""
         models, parameters = self._panel.models, self._panel.parameters
-        if models and self.current() is None:
+        if models and not parameters.get("base"):
             parameters.set("base", str(models[0]["name"]))
         combo = self._ui.baseModelCombo
         was_blocked = combo.blockSignals(True)
@@ -53,7 +61,8 @@ class BaseModelSection:
         was_blocked = combo.blockSignals(True)
         combo.setCurrentIndex(self._panel.models.index(entry) if entry is not None else -1)
         combo.blockSignals(was_blocked)
-        self._ui.baseModelSummary.setText(_in_words(entry) if entry else _("No base model was found."))
+        summary = _in_words(entry) if entry else " ".join(self.problems()) or _("No base model was found.")
+        self._ui.baseModelSummary.setText("\n".join(filter(None, (summary, self._message))))
         on_disk = entry is not None and bool(entry["on_disk"])
         self._ui.fetchModelButton.setVisible(entry is not None and not on_disk)
         own = entry is not None and entry["origin"] in ("downloaded", "added")
@@ -66,12 +75,13 @@ class BaseModelSection:
     def _on_chosen(self, index: int) -> None:
         if 0 <= index < len(self._panel.models):
             self._panel.parameters.set("base", str(self._panel.models[index]["name"]))
+            self._message = ""
             self._panel.refresh()
 
     def _on_add(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(self._ui.addBundleButton, _("Choose the folder of a MONAI bundle"))
         if folder:
-            self._say(_("Reading the bundle..."))
+            self.say(_("Reading the bundle..."))
             # However large the bundle is, and however slow the drive.
             self._panel.query("models", "add", folder, on_answer=self._changed, on_error=self._failed, timeout_s=None)
 
@@ -82,12 +92,12 @@ class BaseModelSection:
         question = _("Delete the base model '{name}' from this computer?").format(name=entry["name"])
         if slicer.util.confirmOkCancelDisplay(question):
             name = str(entry["name"])
-            self._panel.query("models", "remove", name, on_answer=self._changed, on_error=self._failed)
+            self._panel.query("models", "remove", name, on_answer=self._removed, on_error=self._failed)
 
     def _on_fetch(self) -> None:
         entry = self.current()
         if entry is not None:
-            self._say(_("Downloading..."))
+            self.say(_("Downloading..."))
             self._ui.fetchModelButton.setEnabled(False)
             name = str(entry["name"])
             self._panel.query(
@@ -101,7 +111,7 @@ class BaseModelSection:
     def _on_fetched(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "progress":
             part = int(100 * event["step"] / max(event["total"], 1))
-            self._say(_("Downloading... {part} %").format(part=part))
+            self.say(_("Downloading... {part} %").format(part=part))
 
     def _on_details(self, _open: bool = True) -> None:
         entry = self.current()
@@ -121,16 +131,24 @@ class BaseModelSection:
     def _no_details(self, error: UserError) -> None:
         self._ui.baseModelDetails.setPlainText(str(error))
 
+    def _removed(self, answer: Mapping[str, Any]) -> None:
+        if self._panel.parameters.get("base") == answer["removed"]:
+            self._panel.parameters.set("base", "")
+        self._changed(answer)
+
     def _changed(self, answer: Mapping[str, Any]) -> None:
         self._ui.fetchModelButton.setEnabled(True)
+        self._message = ""
         self._panel.reload_models()
 
     def _failed(self, error: UserError) -> None:
         self._ui.fetchModelButton.setEnabled(True)
-        self._say(str(error))
+        self.say(str(error))
 
-    def _say(self, text: str) -> None:
-        self._ui.baseModelSummary.setText(text)
+    def say(self, text: str) -> None:
+        """Tell something below the summary until another model is chosen or the list is there anew."""
+        self._message = text
+        self.refresh()
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:

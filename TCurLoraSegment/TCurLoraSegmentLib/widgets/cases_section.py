@@ -25,6 +25,7 @@ from TCurLoraSegmentLib.scene_cases import (
 )
 from TCurLoraSegmentLib.scene_labels import normalized, state_of
 from TCurLoraSegmentLib.widgets.tables import fill, is_checked, set_checked
+from TCurLoraSegmentLib.widgets.waiting import waiting
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
@@ -123,7 +124,8 @@ class CasesSection:
             self._say(str(error))
             return
         try:
-            export = export_for_engine(self._panel.adapt_settings(), pairs, job.inputs)
+            with waiting():
+                export = export_for_engine(self._panel.adapt_settings(), pairs, job.inputs)
         except UserError as error:
             job.delete()
             self._say(str(error))

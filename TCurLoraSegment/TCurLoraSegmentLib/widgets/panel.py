@@ -215,7 +215,9 @@ class Panel:
         self.refresh()
 
     def _no_models(self, error: UserError) -> None:
-        self.ui.baseModelSummary.setText(str(error))
+        self.segment_section.models_changed()
+        self.base_model_section.say(str(error))
+        self.refresh()
 
     def _adapters_listed(self, adapters: list[Mapping[str, Any]]) -> None:
         self.adapters = adapters
@@ -224,4 +226,6 @@ class Panel:
         self.refresh()
 
     def _no_adapters(self, error: UserError) -> None:
+        self.segment_section.models_changed()
         self.ui.adaptersMessage.setText(str(error))
+        self.refresh()

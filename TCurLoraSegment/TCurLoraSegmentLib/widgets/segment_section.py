@@ -14,6 +14,7 @@ from TCurLoraSegmentLib.requests import SegmentSettings
 from TCurLoraSegmentLib.scene_cases import CasePair, accept_labels
 from TCurLoraSegmentLib.segment_task import Segmented, SegmentTask
 from TCurLoraSegmentLib.widgets.tables import fill, is_checked, set_checked
+from TCurLoraSegmentLib.widgets.waiting import waiting
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
@@ -173,15 +174,16 @@ class SegmentSection:
 
     def _on_segment(self) -> None:
         try:
-            self._task = SegmentTask(
-                self._panel.engine(),
-                self._settings(),
-                self._volumes(),
-                self._panel.parameters.get_node("output"),
-                self._on_event,
-                self._on_finished,
-                self._panel.warm,
-            )
+            with waiting():
+                self._task = SegmentTask(
+                    self._panel.engine(),
+                    self._settings(),
+                    self._volumes(),
+                    self._panel.parameters.get_node("output"),
+                    self._on_event,
+                    self._on_finished,
+                    self._panel.warm,
+                )
         except UserError as error:
             self._say(str(error))
             return
