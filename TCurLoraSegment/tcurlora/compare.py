@@ -66,11 +66,6 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     """
     names = request.methods or DEFAULT_METHODS
     methods = parse_methods((BASE, *(name for name in names if name.strip() != BASE)))
-    reference = request.reference or ("compact" if "compact" in methods else list(methods)[-1])
-    if reference not in methods:
-        raise InputError(
-            f"The reference '{reference}' is not among the methods.", "Add it to --methods.", "unknown_method"
-        )
     steps = request.steps or TrainingSettings.steps
     beyond = [step for step in request.score_at if step < 1 or (step >= steps and request.minutes is None)]
     if beyond:
@@ -98,6 +93,11 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
                 raise
             del methods[name]
             events.emit("warning", code=error.code, message=f"'{name}' is left out: {error.message}")
+    reference = request.reference or ("compact" if "compact" in methods else list(methods)[-1])
+    if reference not in methods:
+        raise InputError(
+            f"The reference '{reference}' is not among the methods.", "Add it to --methods.", "unknown_method"
+        )
     if request.rates_of:
         trained = [name for name, (method, _) in methods.items() if method.trained]
         run.tuning = open_tuning(request, trained, len(splits))

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tcurlora.adapter import TensorCurModel, find_head
+from tcurlora.adapter import TensorCurModel
 from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
 from tcurlora.presets import PRESETS, preset
 from tcurlora.reports import table
+from tcurlora.site import head_of
 from tcurlora.stacks import find_stacks
 
 
@@ -24,8 +23,7 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
     """
     base = load_base_model(name_or_folder)
     network = base.build()
-    example = torch.zeros(1, base.in_channels, *base.preprocessing.roi_size)
-    head = find_head(network, example, len(base.channels))
+    head = head_of(base, network)
     trained: dict[str, dict[str, Any]] = {}
     for method in PRESETS:
         try:

@@ -56,9 +56,8 @@ class Site:
             rank: of the cores; None takes the preset's.
             seed: of a random selection.
         """
-        example = torch.zeros(1, self.base.in_channels, *self.base.preprocessing.roi_size)
         changes: dict[str, Any] = {
-            "head": find_head(network, example, len(self.base.channels)),
+            "head": head_of(self.base, network),
             "channels": tuple(plan_channels(self.matched, self.base.channels)),
             "seed": seed,
         }
@@ -76,6 +75,12 @@ class Site:
         return Segmenter(
             model.merged(), channels, self.structures, self.base.preprocessing, device, self.base.in_channels
         )
+
+
+def head_of(base: BaseModel, network: nn.Module) -> str:
+    """Name the convolution that makes the output of a base model's network."""
+    example = torch.zeros(1, base.in_channels, *base.preprocessing.roi_size)
+    return find_head(network, example, len(base.channels))
 
 
 def open_site(base: str, data: str | Path, labels: str = "", mapping: Sequence[str] = (), strict: bool = True) -> Site:

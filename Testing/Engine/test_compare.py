@@ -656,6 +656,8 @@ def test_usual_methods_that_do_not_suit_the_base_are_left_out_and_named_ones_ref
     assert list(results["methods"]) == ["base", "decoder"]
     (warning,) = [fields for kind, fields in watched.events if kind == "warning"]
     assert warning["message"].startswith("'paper' is left out: SegResNet has no linear layers")
+    with pytest.raises(InputError, match="reference 'paper' is not among the methods"):
+        run_compare(request_for(workplace / "named", **{**usual, "reference": "paper"}), NullEvents())
     with pytest.raises(InputError, match="SegResNet has no linear layers"):
         run_compare(request_for(workplace / "named", **{**usual, "methods": ("paper", "decoder")}), NullEvents())
     assert not (workplace / "named").exists()

@@ -227,7 +227,9 @@ class BaseModelTest(PanelCase):
 
 
 MODELS = """
-if arguments[0] == "list":
+if arguments[0] == "list" and os.path.exists(os.path.join(os.environ["TCURLORA_HOME"], "broken")):
+    sys.exit("no catalogue")
+elif arguments[0] == "list":
     there = os.path.exists(os.path.join(os.environ["TCURLORA_HOME"], "fetched"))
     model = dict(name="far", title="Far away", structures=["x"], on_disk=there, origin="downloaded", licence="", size=9)
     print(json.dumps([model]))
@@ -254,6 +256,17 @@ class FetchTest(PanelCase):
             (data_folder() / f"go {step}").touch()
         harness.wait_until(lambda: "on this computer" in self.ui.baseModelSummary.text, timeout_s=30)
         self.assertNotIn("Downloading", self.ui.baseModelSummary.text)
+
+    def test_what_went_wrong_is_told_until_the_list_is_there_again(self) -> None:
+        broken = data_folder() / "broken"
+        broken.touch()
+        self.panel.reload_models()
+        harness.wait_until(lambda: "no catalogue" in self.ui.baseModelSummary.text, timeout_s=30)
+        self.panel.refresh()
+        self.assertIn("no catalogue", self.ui.baseModelSummary.text)
+        broken.unlink()
+        self.panel.reload_models()
+        harness.wait_until(lambda: "no catalogue" not in self.ui.baseModelSummary.text, timeout_s=30)
 
 
 class CasesTest(PanelCase):
@@ -341,15 +354,18 @@ class CasesTest(PanelCase):
         self.assertIn("2 labeled cases", self.ui.adaptButton.toolTip)
 
     def test_what_a_check_found_is_forgotten_when_the_case_changes(self) -> None:
-        _volume, labels = add_scan("a", 1)
+        volume, labels = add_scan("a", 1)
         add_scan("b", 2)
         self.ui.addFromSceneButton.click()
-        states = lambda: [self.cell(self.ui.casesTable, row, 3) for row in range(self.ui.casesTable.rowCount)]  # noqa: E731
+
+        def states() -> list[str]:
+            return [self.cell(self.ui.casesTable, row, 3) for row in range(self.ui.casesTable.rowCount)]
+
         self.ui.checkCasesButton.click()
         harness.wait_until(lambda: self.ui.checkCasesButton.enabled, timeout_s=60)
         self.assertEqual(states(), ["ready", "ready"], self.ui.casesMessage.text)
         segment = labels.GetSegmentation().GetNthSegmentID(0)
-        slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((40, 50, 40), np.uint8), labels, segment, _volume)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(np.zeros((40, 50, 40), np.uint8), labels, segment, volume)
         self.panel.refresh()
         self.assertEqual(states(), ["", "ready"])
         slicer.mrmlScene.Clear(0)
@@ -611,7 +627,7 @@ class InstallTest(PanelCase):
     def test_one_installation_at_a_time_and_it_is_seen(self) -> None:
         section = self.panel.environment_section
         section._plan = dataclasses.replace(section._plan, own=True)
-        seen = []
+        seen, before = [], self.ui.environmentSummary.text
 
         def install(_plan: Any, agreed: Any, _wheels: Any) -> bool:
             self.assertTrue(agreed("?"))
@@ -627,6 +643,7 @@ class InstallTest(PanelCase):
         self.assertFalse(enabled)
         self.assertIn("being installed", tooltip)
         self.assertTrue(self.ui.installButton.enabled)
+        self.assertEqual(self.ui.environmentSummary.text, before)
         self.assertNotIn("being installed", self.ui.adaptButton.toolTip)
 
     def test_reason_of_a_failed_installation_is_told(self) -> None:

@@ -321,7 +321,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
 
 def choose_node(selector: Any, node: Any) -> None:
     """Choose a node in a selector, or None, as the user does."""
-    pythonqt.unwrap(selector).choose(node)
+    pythonqt.unwrap(selector)._choose(node)
 
 
 def show(widget: Any, width: int = 0, height: int = 0) -> None:

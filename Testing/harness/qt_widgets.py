@@ -486,7 +486,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         self.currentNodeChanged[bool].emit(node is not None)
         self.currentNodeIDChanged.emit(self._get_id())
 
-    def choose(self, node: Any) -> None:
+    def _choose(self, node: Any) -> None:
         """Choose a node, or None, as the user does, for tests."""
         index = self._nodes.index(node) + int(self._none) if node is not None else 0
         self._combo.setCurrentIndex(index)

@@ -44,6 +44,7 @@ class BaseModelSection:
     def models_changed(self) -> None:
         """Show the models that there are now; what a scene was saved with stays chosen, also where it is not here."""
         models, parameters = self._panel.models, self._panel.parameters
+        self._message = ""
         if models and not parameters.get("base"):
             parameters.set("base", str(models[0]["name"]))
         combo = self._ui.baseModelCombo
@@ -138,7 +139,6 @@ class BaseModelSection:
 
     def _changed(self, answer: Mapping[str, Any]) -> None:
         self._ui.fetchModelButton.setEnabled(True)
-        self._message = ""
         self._panel.reload_models()
 
     def _failed(self, error: UserError) -> None:

@@ -59,6 +59,12 @@ class EnvironmentSection:
         self._ui.checkEnvironmentButton.setEnabled(False)
         self._query = self._panel.query("doctor", on_answer=self._answered, on_error=self._failed)
 
+    def _refresh_buttons(self) -> None:
+        self._ui.checkEnvironmentButton.setEnabled(not self._installing)
+        self._ui.pythonPath.setEnabled(not self._installing)
+        installable = self._plan is not None and self._plan.installable
+        self._ui.installButton.setEnabled(installable and not self._installing)
+
     def _answered(self, report: Mapping[str, Any]) -> None:
         self._failure = ""
         items = report["items"]
@@ -84,9 +90,8 @@ class EnvironmentSection:
 
     def _show(self, text: str) -> None:
         ui = self._ui
-        ui.checkEnvironmentButton.setEnabled(True)
         ui.environmentSummary.setText(text)
-        ui.installButton.setEnabled(self._plan is not None and self._plan.installable)
+        self._refresh_buttons()
         problems = self.problems()
         ui.noticeFrame.setVisible(bool(problems))
         ui.noticeLabel.setText(problems[0] if problems else "")
@@ -102,6 +107,7 @@ class EnvironmentSection:
         if self._plan is None or self._installing:
             return
         wheels = str(self._ui.wheelsPath.currentPath).strip()
+        before = self._ui.environmentSummary.text
         self._panel.warm.end()  # it keeps files in use, and goes on with what it has loaded
         self._show_installing(True)
         try:
@@ -115,7 +121,7 @@ class EnvironmentSection:
         if done:
             self.check()
         else:
-            self._ui.environmentSummary.setText(self._plan.words())
+            self._ui.environmentSummary.setText(before)
 
     def _agreed(self, text: str) -> bool:
         agreed = bool(slicer.util.confirmOkCancelDisplay(text))
@@ -125,9 +131,7 @@ class EnvironmentSection:
 
     def _show_installing(self, installing: bool) -> None:
         self._installing = installing
-        self._ui.checkEnvironmentButton.setEnabled(not installing)
-        self._ui.installButton.setEnabled(not installing and self._plan is not None and self._plan.installable)
-        self._ui.pythonPath.setEnabled(not installing)
+        self._refresh_buttons()
         self._panel.refresh()
 
     def _on_python(self, path: str) -> None:
