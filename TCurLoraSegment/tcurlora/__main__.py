@@ -9,10 +9,10 @@ if not __package__:
     # `events` would hide another of that name. The parent is needed only until the package knows where it lives.
     _folder = Path(__file__).resolve().parent
     sys.path[:] = [str(_folder.parent), *(entry for entry in sys.path if Path(entry).resolve() != _folder)]
-    import_module("tcurlora.cli")
+    import_module("tcurlora.cli.commands")
     del sys.path[0]
 
-from tcurlora.cli import main
+from tcurlora.cli.commands import main
 
 if __name__ == "__main__":  # a child process of multiprocessing imports this file under another name
     sys.exit(main())

@@ -71,3 +71,21 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
     )
+
+
+def as_user_error(error: Exception) -> TCurLoraError:
+    """Turn any other error into one for people: a file, the memory, or a fault of this program."""
+    if is_out_of_memory(error):
+        return MemoryExhausted(
+            "The computer ran out of memory.", "Close other programs, or use a smaller scan or model."
+        )
+    if isinstance(error, OSError):
+        named = f"'{error.filename}'" if error.filename else "A file"
+        problem = f"{named} cannot be read or written ({error.strerror or error})."
+        return TCurLoraError(problem, "Check the path, the permissions and the free space.", "os_error")
+    first = (str(error).strip() or "no details").splitlines()[0]
+    return TCurLoraError(
+        f"Something unexpected went wrong ({type(error).__name__}: {first}).",
+        "Please report it, with what is shown when TCURLORA_TRACEBACK=1 is set.",
+        "internal",
+    )

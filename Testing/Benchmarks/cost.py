@@ -27,8 +27,8 @@ import cost_training
 import torch
 from cost_results import Figure, Section
 
-from tcurlora.devices import choose_device
 from tcurlora.errors import InputError
+from tcurlora.runtime.devices import choose_device
 
 
 def sections(device: torch.device, quick: bool, folder: Path) -> dict[str, Callable[[], Section]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from cost_results import Figure, Section
 
-from tcurlora.adapter import TensorCurModel, find_head
-from tcurlora.adapter_files import WEIGHTS, save_adapter
-from tcurlora.base_models import load_base_model
-from tcurlora.labels import Channel, Structure
-from tcurlora.presets import preset
-from tcurlora.segmenters import SegmenterCache
+from tcurlora.imaging.structures import Structure
+from tcurlora.inference.segmenter_cache import SegmenterCache
+from tcurlora.method.channels import Channel
+from tcurlora.method.head import find_head
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.adapter_files import WEIGHTS, save_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.training.presets import preset
 
 
 def measure(folder: Path, rounds: int) -> Section:
@@ -26,7 +28,7 @@ def measure(folder: Path, rounds: int) -> Section:
     """
     base = load_base_model("hippocampus_t1_unetr")
     network = base.build()
-    head = find_head(network, torch.zeros(1, 1, *base.preprocessing.roi_size), len(base.channels))
+    head = find_head(network, torch.zeros(1, 1, *base.windows.roi_size), len(base.channels))
     channels = tuple(Channel(name, number) for number, name in enumerate(base.channels))
     structures = [Structure(name, value).to_dict() for value, name in enumerate(base.channels) if value]
     details = {"base_model": {"name": base.name, "sha256": base.sha256}, "structures": structures}

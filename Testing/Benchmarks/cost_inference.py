@@ -11,10 +11,12 @@ from cost_results import Figure, Section
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from tcurlora.adapter import TensorCurModel, find_head
-from tcurlora.base_models import BaseModel, load_base_model
-from tcurlora.inference import Segmenter
-from tcurlora.presets import preset
+from tcurlora.inference.segmenter import Segmenter
+from tcurlora.method.head import find_head
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.opening import load_base_model
+from tcurlora.training.presets import preset
 
 BRAIN = (182, 218, 182)
 PART = (72, 128, 72)
@@ -57,13 +59,13 @@ def memory(scans: int, device_name: str) -> int:
 
 
 def _segmenter(base: BaseModel, device: torch.device) -> Segmenter:
-    return Segmenter(base.build(), base.channels, base.labelled_structures(), base.preprocessing, device)
+    return Segmenter.of_base(base, device)
 
 
 def _one_window(section: Section, device: torch.device, rounds: int) -> None:
     base = load_base_model("hippocampus_t1_unetr")
     network = base.build().to(device).eval()
-    window = torch.randn(1, 1, *base.preprocessing.roi_size).to(device)
+    window = torch.randn(1, 1, *base.windows.roi_size).to(device)
     head = find_head(network, window, len(base.channels))
     model = TensorCurModel(network, preset("compact", network, head=head)).to(device).eval()
     for core in model.cores():
@@ -96,7 +98,7 @@ def _whole_brain(section: Section, device: torch.device, shape: tuple[int, int, 
         with torch.inference_mode():
             result = sliding_window_inference(
                 torch.from_numpy(array)[None].to(device),
-                base.preprocessing.roi_size,
+                base.windows.roi_size,
                 4,
                 lambda windows: network(windows).softmax(1),
                 overlap=overlap,
@@ -107,7 +109,7 @@ def _whole_brain(section: Section, device: torch.device, shape: tuple[int, int, 
 
     works = {
         "ours": lambda: segmenter.probabilities(array),
-        "MONAI, our overlap and weights": lambda: as_in_examples(segmenter.overlap, "gaussian"),
+        "MONAI, our overlap and weights": lambda: as_in_examples(segmenter.windows.overlap, "gaussian"),
         "MONAI, its defaults": lambda: as_in_examples(0.25, "constant"),
     }
     results: dict[str, np.ndarray] = {}

@@ -11,10 +11,10 @@ import torch
 from cost_measuring import MIB, PeakMemory, in_own_process
 from cost_results import Figure, Section
 
-from tcurlora.base_models import load_base_model
-from tcurlora.cases import Case
-from tcurlora.labels import Structure
-from tcurlora.preprocessing import cache_case
+from tcurlora.cases.cached_case import cache_case
+from tcurlora.cases.dataset import Case
+from tcurlora.imaging.structures import Structure
+from tcurlora.models.opening import load_base_model
 
 SIZE = (64, 64, 64)
 

@@ -13,11 +13,12 @@ from monai.networks.nets import UNETR
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcurlora.adapter import AdaptedModel, find_head
-from tcurlora.base_models import load_base_model
-from tcurlora.baselines import METHODS
-from tcurlora.devices import autocast
-from tcurlora.presets import preset
+from tcurlora.comparison.methods import METHODS
+from tcurlora.method.adapted_model import AdaptedModel
+from tcurlora.method.head import find_head
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.devices import autocast
+from tcurlora.training.presets import preset
 
 TITLES = {"paper": "the paper's UNETR at 96 x 96 x 96", "shipped": "the shipped small UNETR"}
 COMPARED = ("full", "decoder", "lora", "compact", "compact-decoder", "paper-lora", "paper")
@@ -41,7 +42,7 @@ def make_subject(name: str) -> Subject:
         network = UNETR(1, 2, (96, 96, 96), feature_size=16, hidden_size=768, mlp_dim=3072, num_heads=12)
         return Subject(network, (96, 96, 96), 2)
     base = load_base_model("hippocampus_t1_unetr")
-    return Subject(base.build(), base.preprocessing.roi_size, len(base.channels))
+    return Subject(base.build(), base.windows.roi_size, len(base.channels))
 
 
 def make_step(subject: Subject, method: str, device: torch.device) -> tuple[AdaptedModel, Callable[[], None]]:
@@ -96,7 +97,7 @@ def measure(subject_name: str, device: torch.device, rounds: int, methods: Seque
         subject_name: `paper` or `shipped`.
         device: where.
         rounds: steps of each method that count, taken in turns.
-        methods: of `tcurlora.baselines.METHODS`.
+        methods: of `tcurlora.comparison.methods.METHODS`.
     """
     threads = torch.get_num_threads()
     memory = {

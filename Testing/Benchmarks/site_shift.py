@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 
-from tcurlora.adaptation import AdaptRequest, run_adapt
-from tcurlora.adapter import TensorCurModel
-from tcurlora.adapter_files import WEIGHTS, load_adapter
-from tcurlora.base_models import load_base_model
-from tcurlora.cases import Case, find_cases
-from tcurlora.evaluation import Score
-from tcurlora.events import ConsoleEvents, write_json
-from tcurlora.labels import Structure
-from tcurlora.site import Site, open_site, score_cases
+from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.evaluation.scores import Score
+from tcurlora.imaging.structures import Structure
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.adapter_files import WEIGHTS, load_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import ConsoleEvents, write_json
+from tcurlora.training.adaptation import AdaptRequest, run_adapt
+from tcurlora.training.target_site import Site, open_site, score_cases
 
 METHODS = ("base", "decoder", "full", "paper", "compact")
 SUBJECTS = 4

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from site_shift import draw_subjects, write_datalist
 
-from tcurlora.cases import find_cases
-from tcurlora.segmenters import SegmenterCache
+from tcurlora.cases.dataset import find_cases
+from tcurlora.inference.segmenter_cache import SegmenterCache
 
 BASE = "hippocampus_t1_unetr"
 

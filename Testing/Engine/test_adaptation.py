@@ -17,18 +17,20 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tcurlora import adaptation, training, whole_files
-from tcurlora.adaptation import AdaptRequest, run_adapt
-from tcurlora.adapter_files import load_adapter
-from tcurlora.base_models import load_base_model
-from tcurlora.cases import Case
+from tcurlora.cases.dataset import Case
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.events import NullEvents
-from tcurlora.geometry import label_array, to_model_grid
-from tcurlora.inference import Segmenter
-from tcurlora.job_folder import JobFolder
-from tcurlora.presets import preset, training_settings
-from tcurlora.site import fold_cases, open_site
+from tcurlora.imaging.grids import label_array, to_model_grid
+from tcurlora.inference.segmenter import Segmenter
+from tcurlora.models.adapter_files import load_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime import atomic_files as whole_files
+from tcurlora.runtime.events import NullEvents
+from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.training import adaptation
+from tcurlora.training import trainer as training
+from tcurlora.training.adaptation import AdaptRequest, run_adapt
+from tcurlora.training.presets import preset, training_settings
+from tcurlora.training.target_site import fold_cases, open_site
 
 CPU = torch.device("cpu")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"}
@@ -111,11 +113,11 @@ def test_folds_hold_out_whole_subjects(finished: Path) -> None:
 
 def test_base_is_scored_as_the_plain_base_scores(finished: Path, bundle: Path, site: Path) -> None:
     base = load_base_model(bundle)
-    plain = Segmenter(base.build(), base.channels, base.labelled_structures(), base.preprocessing, CPU)
+    plain = Segmenter.of_base(base, CPU)
     scores = report_of(finished)["cross_validation"]["base"]["cases"]
     for number, score in enumerate(sorted(scores, key=lambda s: s["case"]), start=1):
-        array, _ = base.preprocessing.apply(sitk.ReadImage(site / "images" / f"scan{number}.nii.gz"))
-        background, anterior, posterior = plain.probabilities(array)
+        image = sitk.ReadImage(site / "images" / f"scan{number}.nii.gz")
+        background, anterior, posterior = plain.probabilities(base.preprocessing.prepare(image).array)
         predicted = anterior + posterior > background
         truth = sitk.ReadImage(site / "labels" / f"scan{number}.nii.gz")
         expected = label_array(to_model_grid(truth, (1.0, 1.0, 1.0), label=True)) == 1
@@ -365,8 +367,8 @@ def test_structure_that_the_base_never_saw_is_learned(
 def test_labels_that_slicer_cropped_count_in_full(
     finished: Path, workplace: Path, site: Path, request_for: Any
 ) -> None:
-    from tcurlora.label_files import write_segmentation
-    from tcurlora.labels import Structure
+    from tcurlora.imaging.segmentations import write_segmentation
+    from tcurlora.imaging.structures import Structure
 
     data = workplace / "Klinik Süd 病院"
     shutil.copytree(site, data)

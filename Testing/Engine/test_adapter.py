@@ -16,12 +16,14 @@ from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 
 import tcurlora
-from tcurlora import adapter as adapter_module
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt, find_head, fingerprint, merge
 from tcurlora.errors import InputError
-from tcurlora.labels import Channel, channel_groups
-from tcurlora.presets import PRESETS, preset
-from tcurlora.stacks import Slice, StackSpec
+from tcurlora.method import core_stack
+from tcurlora.method.channels import Channel, channel_groups
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.head import find_head
+from tcurlora.method.model import TensorCurModel, adapt, fingerprint, merge
+from tcurlora.method.stacks import Slice, StackSpec
+from tcurlora.training.presets import PRESETS, preset
 
 Size = tuple[int, int, int]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Size, str]] = {
@@ -212,8 +214,8 @@ def test_each_change_is_computed_once_a_forward(monkeypatch: pytest.MonkeyPatch)
     network, image, *_ = base("UNETR")
     model = adapt(network, TensorCurConfig(r=2, kinds=("linear",)))
     calls = []
-    compute = adapter_module.low_rank_change
-    monkeypatch.setattr(adapter_module, "low_rank_change", lambda *a: calls.append(1) or compute(*a))
+    compute = core_stack.low_rank_change
+    monkeypatch.setattr(core_stack, "low_rank_change", lambda *a: calls.append(1) or compute(*a))
     output_of(model, image.expand(2, -1, -1, -1, -1))
     assert len(calls) == len(model.stacks) == 3
 

@@ -15,8 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt
-from tcurlora.adapter_files import (
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.structures import Structure
+from tcurlora.method.channels import Channel
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel, adapt
+from tcurlora.models.adapter_files import (
     CARD,
     CONFIG,
     REPORT,
@@ -26,9 +30,7 @@ from tcurlora.adapter_files import (
     read_adapter_structures,
     save_adapter,
 )
-from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.labels import Channel, Structure
-from tcurlora.presets import preset
+from tcurlora.training.presets import preset
 
 
 def unetr(seed: int = 0) -> nn.Module:

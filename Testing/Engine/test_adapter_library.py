@@ -13,8 +13,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from tcurlora import adapter_library
-from tcurlora.adapter_library import (
+from tcurlora.cli.commands import main
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.models import adapter_library
+from tcurlora.models.adapter_library import (
     ADAPTER_FILES,
     export_adapter,
     find_adapter,
@@ -25,8 +27,6 @@ from tcurlora.adapter_library import (
     rename_adapter,
     show_adapter,
 )
-from tcurlora.cli import main
-from tcurlora.errors import InputError, TCurLoraError
 
 CONFIG = {
     "peft_type": "TCURLORA",

@@ -103,7 +103,7 @@ def test_broken_pipe_is_no_crash(workplace: Path, adapt: Callable[..., list[str]
 @POSIX_ONLY
 def test_run_that_does_not_listen_is_ended(workplace: Path) -> None:
     script = (
-        "import signal, sys, time\nfrom tcurlora import attachment\n"
+        "import signal, sys, time\nfrom tcurlora.runtime import parent_process as attachment\n"
         "attachment.PATIENCE_S = (0.1, 0.1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "attachment.attach()\nprint('here', flush=True)\ntime.sleep(60)"
     )

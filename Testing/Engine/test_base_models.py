@@ -15,10 +15,12 @@ import torch
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from safetensors.torch import save_file
 
-from tcurlora.adapter import TensorCurModel
-from tcurlora.base_models import BaseModel, load_base_model, read_weights, write_bundle
 from tcurlora.errors import InputError
-from tcurlora.presets import preset
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.monai_bundle import read_weights, write_bundle
+from tcurlora.models.opening import load_base_model
+from tcurlora.training.presets import preset
 
 NETWORK = {
     "spatial_dims": 3,
@@ -95,7 +97,7 @@ def test_a_bundle_is_read_and_built(bundle: Path, network: SegResNet) -> None:
     assert (base.name, base.in_channels, base.structures) == ("Tiny", 1, ["head", "tail"])
     assert base.channels == ("background", "head", "tail")
     assert base.preprocessing.spacing == (1, 1.5, 2)
-    assert base.preprocessing.roi_size == (16, 24, 32)
+    assert base.windows.roi_size == (16, 24, 32)
     assert base.preprocessing.intensity == (("NormalizeIntensity", {"nonzero": True}),)
     assert [(s.name, s.value) for s in base.labelled_structures()] == [("head", 1), ("tail", 7)]
     built = base.build()

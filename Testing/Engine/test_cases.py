@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases import (
+from tcurlora.cases.dataset import (
     Case,
     Dataset,
     Finding,
@@ -22,10 +22,10 @@ from tcurlora.cases import (
     require_no_errors,
 )
 from tcurlora.errors import InputError
-from tcurlora.geometry import geometry_difference
-from tcurlora.images import write_image
-from tcurlora.label_files import write_segmentation
-from tcurlora.labels import Structure, parse_labels
+from tcurlora.imaging.grids import geometry_difference
+from tcurlora.imaging.images import write_image
+from tcurlora.imaging.segmentations import write_segmentation
+from tcurlora.imaging.structures import Structure, parse_labels
 
 HIPPOCAMPUS = Structure("hippocampus", 1)
 AMYGDALA = Structure("amygdala", 2)
@@ -192,13 +192,14 @@ def test_names_of_cases_hold_no_drives(folders: tuple[str, ...], base: str, expe
 @pytest.mark.parametrize("names", [("sub/T1", "sub/t1"), (r"D:\a", r"\\server\share\a"), ("../a", "a")])
 def test_cases_of_any_names_have_files_of_their_own_in_the_cache(tmp_path: Path, names: tuple[str, str]) -> None:
     """Also where capital letters do not count, and where a name would lead to another folder."""
-    from tcurlora.preprocessing import Preprocessing, cache_case
+    from tcurlora.cases.cached_case import cache_case
+    from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 
     root = folder_with(tmp_path, ("1", "2"))
     files = []
     for number, name in enumerate(names, start=1):
         case = Case(name, root / f"images/{number}.nii.gz", root / f"labels/{number}.nii.gz", name)
-        cached = cache_case(case, [HIPPOCAMPUS], Preprocessing(None, (8, 8, 8), ()), tmp_path / "cache")
+        cached = cache_case(case, [HIPPOCAMPUS], MonaiPreprocessing(None, ()), tmp_path / "cache")
         assert cached.name == name
         files += [cached.image, cached.label]
     assert {file.parent for file in files} == {tmp_path / "cache"}

@@ -18,10 +18,11 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 
-from tcurlora import catalogue
-from tcurlora.base_models import load_base_model, write_bundle
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.events import NullEvents
+from tcurlora.models import catalogue
+from tcurlora.models.monai_bundle import write_bundle
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import NullEvents
 
 NETWORK = {
     "spatial_dims": 3,
@@ -142,6 +143,10 @@ def leftovers() -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
+def require_loadable(folder: Path) -> None:
+    load_base_model(folder).build()
+
+
 def test_the_shipped_catalogue_describes_the_default_model_completely() -> None:
     entry = catalogue.show_model("hippocampus_t1_unetr")
     wanted = {
@@ -203,7 +208,9 @@ def test_the_shipped_weights_are_those_of_the_catalogue() -> None:
 
 
 def test_listing_models_does_not_import_torch() -> None:
-    code = "import sys, tcurlora.catalogue as c; c.list_models(); assert not {'torch', 'monai'} & set(sys.modules)"
+    code = (
+        "import sys, tcurlora.models.catalogue as c; c.list_models(); assert not {'torch', 'monai'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -377,14 +384,14 @@ def test_a_bundle_is_added_without_its_scripts_and_removed(shelf: Path, home: Pa
     (bundle / "scripts" / "evil.py").write_text("raise SystemExit")
     (bundle / "models" / "other.ts").write_text("x")
     (bundle / "LICENSE").write_text("free")
-    folder = catalogue.add_model(bundle)
+    folder = catalogue.add_model(bundle, require_loadable)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert files == ["LICENSE", "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"]
     entry = catalogue.show_model("Mein Modell")
     assert (entry["title"], entry["structures"], entry["origin"]) == ("Tiny", ["hippocampus"], "added")
     assert load_base_model("Mein Modell").sha256 == load_base_model(bundle).sha256
     with pytest.raises(InputError, match="already"):
-        catalogue.add_model(bundle)
+        catalogue.add_model(bundle, require_loadable)
     catalogue.remove_model("Mein Modell")
     assert leftovers() == []
     assert bundle.is_dir()
@@ -393,7 +400,7 @@ def test_a_bundle_is_added_without_its_scripts_and_removed(shelf: Path, home: Pa
 @pytest.mark.parametrize("name", ["shipped", "../x", "", "a/b", ".hidden", "con\n"])
 def test_a_name_that_is_taken_or_unusable_is_refused(shelf: Path, home: Path, name: str) -> None:
     with pytest.raises(InputError):
-        catalogue.add_model(make_bundle(home / "tiny"), name)
+        catalogue.add_model(make_bundle(home / "tiny"), require_loadable, name)
     assert leftovers() == []
 
 
@@ -401,9 +408,9 @@ def test_a_bundle_that_cannot_be_used_is_not_added(shelf: Path, home: Path) -> N
     bundle = make_bundle(home / "broken")
     (bundle / "models" / "model.pt").write_bytes(b"broken")
     with pytest.raises(InputError):
-        catalogue.add_model(bundle)
+        catalogue.add_model(bundle, require_loadable)
     with pytest.raises(InputError):
-        catalogue.add_model(home / "nowhere")
+        catalogue.add_model(home / "nowhere", require_loadable)
     assert leftovers() == []
 
 

@@ -19,10 +19,11 @@ import SimpleITK as sitk
 import torch
 
 import tcurlora
-from tcurlora import cli, presets
-from tcurlora.cli import main
-from tcurlora.label_files import read_segmentation
-from tcurlora.presets import training_settings
+from tcurlora.cli import commands as cli
+from tcurlora.cli.commands import main
+from tcurlora.imaging.segmentations import read_segmentation
+from tcurlora.training import presets
+from tcurlora.training.presets import training_settings
 
 PACKAGE = Path(tcurlora.__file__).parent
 WEIGHTS = "adapter_model.safetensors"
@@ -391,7 +392,7 @@ def test_unreadable_file_is_told_without_a_traceback(
     def fail(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "/secret/file")
 
-    monkeypatch.setattr("tcurlora.catalogue.list_models", fail)
+    monkeypatch.setattr("tcurlora.models.catalogue.list_models", fail)
     assert main(["models", "list"]) == 1
     assert capsys.readouterr().err.startswith("'/secret/file' cannot be read or written (Permission denied).")
 
@@ -489,7 +490,7 @@ def test_terminated_job_says_so_and_can_be_resumed(bundle: Path, site: Path, tmp
 
 def test_help_comes_without_waiting_for_torch() -> None:
     script = (
-        "import sys; from tcurlora.cli import main\n"
+        "import sys; from tcurlora.cli.commands import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'monai', 'SimpleITK', 'numpy', 'scipy'} & set(sys.modules)\n"
@@ -546,7 +547,17 @@ def test_engine_knows_nothing_of_slicer() -> None:
 
 
 def test_light_modules_do_not_import_torch() -> None:
-    light = ("images", "geometry", "cases", "labels", "errors", "events", "adapter_library", "catalogue", "cli")
+    light = (
+        "errors",
+        "runtime/events",
+        "imaging/images",
+        "imaging/grids",
+        "imaging/structures",
+        "cases/dataset",
+        "models/adapter_library",
+        "models/catalogue",
+        "cli/commands",
+    )
     for name in light:
         tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
         top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}

@@ -16,18 +16,19 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from tcurlora import cli, compare
-from tcurlora.baselines import METHODS as METHODS_THERE_ARE
-from tcurlora.cases import Case
-from tcurlora.cli import main
-from tcurlora.compare import run_compare
-from tcurlora.compare_plan import DEFAULT_METHODS, CompareRequest, make_splits, rate_candidates
-from tcurlora.compare_report import html_page, write_report
-from tcurlora.compare_results import build_results
+from tcurlora.cases.dataset import Case
+from tcurlora.cli import commands as cli
+from tcurlora.cli.commands import main
+from tcurlora.comparison import run as compare
+from tcurlora.comparison.methods import METHODS as METHODS_THERE_ARE
+from tcurlora.comparison.plan import DEFAULT_METHODS, CompareRequest, make_splits, rate_candidates
+from tcurlora.comparison.report import html_page, write_report
+from tcurlora.comparison.results import build_results
+from tcurlora.comparison.run import run_compare
 from tcurlora.errors import InputError
-from tcurlora.events import NullEvents
-from tcurlora.job_folder import JobFolder
-from tcurlora.paired import Row
+from tcurlora.evaluation.paired_statistics import Row
+from tcurlora.runtime.events import NullEvents
+from tcurlora.runtime.job_folder import JobFolder
 
 METHODS = ("lora", "compact")
 pytest.importorskip("peft")
@@ -449,8 +450,8 @@ def test_report_says_what_methods_cost_and_gain(finished: Path) -> None:
 
 def test_own_data_joins_the_structures_that_the_base_splits(finished: Path, own: Path, bundle: Path) -> None:
     """The base sees the whole there, although its labels have the halves, so it scores as on whole labels."""
-    from tcurlora.adapter import TensorCurModel
-    from tcurlora.site import open_site, score_cases
+    from tcurlora.method.model import TensorCurModel
+    from tcurlora.training.target_site import open_site, score_cases
 
     whole = own.parent / "whole"
     (whole / "labels").mkdir(parents=True)

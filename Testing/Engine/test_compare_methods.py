@@ -15,9 +15,8 @@ from monai.networks.nets import UNETR
 from torch import Tensor, nn
 
 import tcurlora
-from tcurlora import baselines
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, fingerprint
-from tcurlora.baselines import (
+from tcurlora.comparison import methods as baselines
+from tcurlora.comparison.methods import (
     METHODS,
     LoraLayer,
     LoraModel,
@@ -27,8 +26,10 @@ from tcurlora.baselines import (
     unimportant_rows_and_columns,
 )
 from tcurlora.errors import InputError
-from tcurlora.memory import peak_bytes
-from tcurlora.presets import PRESETS, preset, training_settings
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel, fingerprint
+from tcurlora.runtime.memory import peak_bytes
+from tcurlora.training.presets import PRESETS, preset, training_settings
 
 pytest.importorskip("peft")
 HEAD = "out.conv.conv"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcurlora import svg_plots
-from tcurlora.evaluation import MEAN
-from tcurlora.paired import Row, case_values, compare, holm, sign_flip_test, spread
+from tcurlora.comparison import svg_plots
+from tcurlora.evaluation.paired_statistics import Row, case_values, compare, holm, sign_flip_test, spread
+from tcurlora.evaluation.scores import MEAN
 
 
 def row(method: str, case: str, dice: float | None, **changes: Any) -> Row:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from tcurlora.cli import main
-from tcurlora.demo import LABELED, NEW, run_demo
-from tcurlora.demo_data import SIMULATION_NOTE
+from tcurlora.cli.commands import main
+from tcurlora.demo.patients import SIMULATION_NOTE
+from tcurlora.demo.run import LABELED, NEW, run_demo
 from tcurlora.errors import InputError
-from tcurlora.events import NullEvents
+from tcurlora.runtime.events import NullEvents
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora import demo_data
-from tcurlora.cases import find_cases
-from tcurlora.demo_data import make_patients
+from tcurlora.cases.dataset import find_cases
+from tcurlora.demo import patients as demo_data
+from tcurlora.demo.patients import make_patients
 from tcurlora.errors import InputError
 
 CENTRE = np.array([20.0, 15.0, -10.0])  # of the synthetic structure, LPS mm

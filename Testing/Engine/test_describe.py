@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcurlora.describe import describe_base, describe_base_in_words
+from tcurlora.cli.describe_base import describe_base, describe_base_in_words
 
 
 def test_numbers_are_those_of_an_adapter_for_the_same_structures() -> None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tcurlora
-from tcurlora import adaptation
-from tcurlora.adaptation import AdaptRequest, run_adapt
-from tcurlora.cli import main
-from tcurlora.distributed import DropoutOfBatch
-from tcurlora.events import NullEvents
-from tcurlora.segmentation import SegmentRequest, run_segment
+from tcurlora.cli.commands import main
+from tcurlora.inference.scans import SegmentRequest, run_segment
+from tcurlora.runtime.distributed import DropoutOfBatch
+from tcurlora.runtime.events import NullEvents
+from tcurlora.training import adaptation
+from tcurlora.training.adaptation import AdaptRequest, run_adapt
 
 WORKER = Path(__file__).with_name("torchrun_worker.py")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tcurlora import doctor
+from tcurlora.cli import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_half_a_package_is_told_from_a_whole_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_works_in_a_python_that_has_nothing(home: Path) -> None:
-    main = Path(doctor.__file__).with_name("__main__.py")
+    main = Path(doctor.__file__).parents[1] / "__main__.py"
     command = [sys.executable, "-I", "-S", str(main), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 1 and done.stderr == ""

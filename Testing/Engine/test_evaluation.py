@@ -10,10 +10,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from tcurlora.errors import InputError
-from tcurlora.evaluation import Score, compare_scores, score_case, summarize
-from tcurlora.folder_evaluation import evaluate_folders
-from tcurlora.label_files import write_segmentation
-from tcurlora.labels import Structure, parse_labels
+from tcurlora.evaluation.folders import evaluate_folders
+from tcurlora.evaluation.scores import Score, compare_scores, score_case, summarize
+from tcurlora.imaging.segmentations import write_segmentation
+from tcurlora.imaging.structures import Structure, parse_labels
 
 SPACING = (0.7, 1.0, 2.5)
 

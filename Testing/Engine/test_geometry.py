@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError
-from tcurlora.geometry import (
+from tcurlora.imaging.grids import (
     geometry_difference,
     label_array,
     labels_from_grid,

@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError
-from tcurlora.image_contents import has_sound_header
-from tcurlora.images import read_image
+from tcurlora.imaging.headers import has_sound_header
+from tcurlora.imaging.images import read_image
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 UNDEFINED = 0xFFFFFFFF

@@ -16,10 +16,10 @@ import pytest
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.geometry import geometry_difference
-from tcurlora.images import WRITABLE_SUFFIXES, files_of, images_in, read_image, stem, write_image
-from tcurlora.label_files import default_color, read_segmentation, write_segmentation
-from tcurlora.labels import Structure
+from tcurlora.imaging.grids import geometry_difference
+from tcurlora.imaging.images import WRITABLE_SUFFIXES, files_of, images_in, read_image, stem, write_image
+from tcurlora.imaging.segmentations import default_color, read_segmentation, write_segmentation
+from tcurlora.imaging.structures import Structure
 
 TERMINOLOGY = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
@@ -506,7 +506,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np, SimpleITK as sitk
 from tcurlora.errors import TCurLoraError
-from tcurlora.images import write_image
+from tcurlora.imaging.images import write_image
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(30, 30, 30)).astype(np.float32))
 try:
@@ -526,7 +526,7 @@ def environment() -> dict[str, str]:
 
 def test_light_modules_load_no_torch() -> None:
     program = (
-        "import sys, tcurlora.images, tcurlora.geometry, tcurlora.cases; "
+        "import sys, tcurlora.imaging.images, tcurlora.imaging.grids, tcurlora.cases.dataset; "
         "print(sorted({'torch', 'monai', 'scipy', 'slicer', 'vtk', 'qt'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())

@@ -14,14 +14,17 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.inference import Segmenter, class_logits, normalized_entropy
-from tcurlora.labels import Structure
-from tcurlora.preprocessing import Preprocessing
+from tcurlora.imaging.structures import Structure
+from tcurlora.inference.segmenter import Segmenter, normalized_entropy
+from tcurlora.method.head import class_logits
+from tcurlora.models.base_model import Windowing
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.opening import load_base_model
 
 CPU = torch.device("cpu")
-PREPROCESSING = Preprocessing((1.0, 1.0, 1.0), (16, 16, 16), (("NormalizeIntensity", {"channel_wise": True}),))
+WINDOWS = Windowing((16, 16, 16))
+PREPROCESSING = MonaiPreprocessing((1.0, 1.0, 1.0), (("NormalizeIntensity", {"channel_wise": True}),))
 OBLIQUE = tuple(
     float(v)
     for v in (
@@ -41,7 +44,7 @@ class Threshold(nn.Module):
 
 def thresholding(structures: list[Structure] | None = None) -> Segmenter:
     structures = structures or [Structure("hippocampus", 7)]
-    return Segmenter(Threshold(), ("background", "hippocampus", "hippocampus"), structures, PREPROCESSING, CPU)
+    return Segmenter(Threshold(), ("background", "hippocampus", "hippocampus"), structures, PREPROCESSING, WINDOWS, CPU)
 
 
 def test_channels_of_one_class_add_their_probabilities() -> None:
@@ -115,7 +118,7 @@ def test_label_values_of_any_size_survive(make_scan: Callable[..., Any], value: 
 def test_scan_smaller_than_the_window_and_larger_are_both_covered(make_scan: Callable[..., Any]) -> None:
     for size in ((6, 7, 8), (40, 20, 18)):
         image, _ = make_scan(2, size)
-        array, _ = PREPROCESSING.apply(image)
+        array = PREPROCESSING.prepare(image).array
         probabilities = thresholding().probabilities(array)
         assert probabilities.shape == (2, *array.shape[1:])
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
@@ -127,8 +130,8 @@ def test_scan_smaller_than_the_window_and_larger_are_both_covered(make_scan: Cal
 def test_dropout_is_off_so_that_results_repeat(bundle: Path, make_scan: Callable[..., Any]) -> None:
     base = load_base_model(bundle)
     network = base.build().train()
-    segmenter = Segmenter(network, base.channels, base.labelled_structures(), base.preprocessing, CPU)
-    array, _ = base.preprocessing.apply(make_scan(0)[0])
+    segmenter = Segmenter.of_base(base, CPU, network)
+    array = base.preprocessing.prepare(make_scan(0)[0]).array
     assert np.array_equal(segmenter.probabilities(array), segmenter.probabilities(array))
 
 
@@ -143,7 +146,7 @@ def test_too_little_memory_is_said(make_scan: Callable[..., Any]) -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("Tried to allocate 200 GiB")
 
-    segmenter = Segmenter(Huge(), ("background", "a"), [Structure("a", 1)], PREPROCESSING, CPU)
+    segmenter = Segmenter(Huge(), ("background", "a"), [Structure("a", 1)], PREPROCESSING, WINDOWS, CPU)
     with pytest.raises(MemoryExhausted) as caught:
         segmenter.segment(make_scan(0)[0])
     assert caught.value.exit_code == 3 and caught.value.remedy
@@ -166,7 +169,7 @@ class Counting(nn.Module):
 def test_windows_of_zeros_are_computed_once_and_change_nothing() -> None:
     torch.manual_seed(0)
     network, structures = Counting().eval(), [Structure("hippocampus", 7)]
-    segmenter = Segmenter(network, ("background", "hippocampus"), structures, PREPROCESSING, CPU)
+    segmenter = Segmenter(network, ("background", "hippocampus"), structures, PREPROCESSING, WINDOWS, CPU)
     array = np.zeros((1, 44, 40, 60), np.float32)
     array[:, 25:40, 5:30, 4:20] = np.random.default_rng(0).normal(0, 3, (15, 25, 16))
     fractions: list[float] = []

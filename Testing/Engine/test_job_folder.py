@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.job_folder import JobFolder, describe_inputs, remove_job
+from tcurlora.runtime.job_folder import JobFolder, describe_inputs, remove_job
 
 REQUEST = {"base": "b", "steps": 5, "mapping": ("a=b",)}
 

@@ -7,17 +7,9 @@ import unicodedata
 import pytest
 
 from tcurlora.errors import InputError
-from tcurlora.labels import (
-    Channel,
-    Structure,
-    channel_groups,
-    match_structures,
-    normalized,
-    parse_labels,
-    parse_mapping,
-    plan_channels,
-    require_distinct,
-)
+from tcurlora.imaging.structure_matching import match_structures, parse_mapping
+from tcurlora.imaging.structures import Structure, normalized, parse_labels, require_distinct
+from tcurlora.method.channels import Channel, channel_groups, plan_channels
 
 BASE = ("anterior hippocampus", "posterior hippocampus")
 

@@ -15,14 +15,19 @@ import torch
 from monai.bundle import ConfigParser, load
 from monai.data import MetaTensor
 
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, find_head
-from tcurlora.adapter_files import load_adapter, save_adapter
-from tcurlora.base_models import BaseModel, load_base_model, write_bundle
 from tcurlora.errors import InputError
-from tcurlora.inference import Segmenter
-from tcurlora.labels import Channel, Structure
-from tcurlora.merging import inference_config, merge_adapter
-from tcurlora.preprocessing import Preprocessing
+from tcurlora.imaging.structures import Structure
+from tcurlora.inference.segmenter import Segmenter
+from tcurlora.method.channels import Channel
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.head import find_head
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.adapter_files import load_adapter, save_adapter
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.merged_bundles import inference_config, merge_adapter
+from tcurlora.models.monai_bundle import write_bundle
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.opening import load_base_model
 
 SIDE = 32
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -55,8 +60,8 @@ def make_base(folder: Path, kind: str, shape: dict[str, Any] | None = None) -> B
             "outputs": {"pred": {"channel_def": {"0": "background", "1": "head", "2": "tail"}}},
         },
     }
-    preprocessing = Preprocessing((1, 1, 1), (SIDE,) * 3, (("NormalizeIntensity", {"nonzero": True}),))
-    inference = inference_config(network_def, preprocessing, ["background", "head", "tail"], [HEAD, TAIL])
+    preprocessing = MonaiPreprocessing((1, 1, 1), (("NormalizeIntensity", {"nonzero": True}),))
+    inference = inference_config(network_def, preprocessing, (SIDE,) * 3, ["background", "head", "tail"], [HEAD, TAIL])
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     state = getattr(nets, kind)(**arguments).state_dict()
     write_bundle(folder, {"metadata": metadata, "inference": inference}, "# Tiny\n", state)
@@ -111,14 +116,7 @@ def scan(size: Sequence[int] = (20, 30, 26), seed: int = 0) -> sitk.Image:
 
 def ours(folder: Path, image: sitk.Image) -> sitk.Image:
     base = load_base_model(folder)
-    segmenter = Segmenter(
-        base.build(),
-        base.channels,
-        base.labelled_structures(),
-        base.preprocessing,
-        torch.device("cpu"),
-        base.in_channels,
-    )
+    segmenter = Segmenter.of_base(base, torch.device("cpu"))
     return segmenter.segment(image)[0]
 
 
@@ -167,7 +165,7 @@ def test_our_own_program_segments_alike_with_both(tmp_path: Path) -> None:
     base = load_base_model(tmp_path / "base")
     network = load_adapter(base.build(), tmp_path / "adapter").merged()
     segmenter = Segmenter(
-        network, [c.name for c in VOTING], [WHOLE, NEW], base.preprocessing, torch.device("cpu"), base.in_channels
+        network, [c.name for c in VOTING], [WHOLE, NEW], base.preprocessing, base.windows, torch.device("cpu")
     )
     image = scan((40, 30, 26))
     labels, expected = ours(folder, image), segmenter.segment(image)[0]

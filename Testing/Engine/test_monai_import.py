@@ -13,11 +13,12 @@ from typing import Any
 import SimpleITK as sitk
 
 import tcurlora
-from tcurlora.adapter import TensorCurConfig, adapt
-from tcurlora.adapter_files import save_adapter
-from tcurlora.base_models import load_base_model
-from tcurlora.events import NullEvents
-from tcurlora.segmentation import SegmentRequest, run_segment
+from tcurlora.inference.scans import SegmentRequest, run_segment
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import adapt
+from tcurlora.models.adapter_files import save_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import NullEvents
 
 PACKAGE = Path(tcurlora.__file__).parent
 TRANSFORMS = (
@@ -30,12 +31,12 @@ TRANSFORMS = (
 RESULTS = f"""
 import hashlib, numpy, torch
 from monai.networks import nets
-from tcurlora.preprocessing import Preprocessing
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 
 array = numpy.random.default_rng(0).normal(50, 20, (1, 64, 64, 64)).astype("float32")
 digest = hashlib.sha256()
 for step in {TRANSFORMS!r}:
-    digest.update(Preprocessing(None, (64, 64, 64), (step,)).normalize(array).tobytes())
+    digest.update(MonaiPreprocessing(None, (step,)).normalize(array).tobytes())
 for make in (
     lambda: nets.UNETR(1, 2, (64, 64, 64), 4, 24, 48, 2),
     lambda: nets.SwinUNETR(in_channels=1, out_channels=2, feature_size=12),
@@ -59,13 +60,13 @@ def run(code: str, *arguments: str) -> str:
 
 
 def test_results_are_the_same_to_the_last_bit() -> None:
-    assert run(f"from tcurlora.monai_import import import_monai; import_monai()\n{RESULTS}") == run(RESULTS)
+    assert run(f"from tcurlora.runtime.monai_import import import_monai; import_monai()\n{RESULTS}") == run(RESULTS)
 
 
 def test_packages_stay_unloaded_and_can_be_used_afterwards() -> None:
     run(
         "import sys\n"
-        "from tcurlora.monai_import import OPTIONAL, import_monai\n"
+        "from tcurlora.runtime.monai_import import OPTIONAL, import_monai\n"
         "import_monai()\n"
         "assert 'monai.networks.nets' in sys.modules\n"
         "assert not set(OPTIONAL) & set(sys.modules), set(OPTIONAL) & set(sys.modules)\n"
@@ -77,7 +78,7 @@ def test_packages_stay_unloaded_and_can_be_used_afterwards() -> None:
 def test_what_is_needed_or_loaded_already_is_left_alone() -> None:
     run(
         "import sys, matplotlib\n"
-        "from tcurlora.monai_import import import_monai\n"
+        "from tcurlora.runtime.monai_import import import_monai\n"
         "import_monai(needed=('scipy',))\n"
         "assert sys.modules['matplotlib'] is matplotlib\n"
         "from monai.transforms.utils import distance_transform_edt\n"
@@ -87,8 +88,8 @@ def test_what_is_needed_or_loaded_already_is_left_alone() -> None:
 
 def test_library_gives_its_user_the_whole_of_monai() -> None:
     run(
-        "import sys, tcurlora.segmentation, tcurlora.cli\n"
-        "assert tcurlora.cli.main(['check', '--base', 'none', '--data', 'none']) == 2\n"
+        "import sys, tcurlora.inference.scans, tcurlora.cli.commands\n"
+        "assert tcurlora.cli.commands.main(['check', '--base', 'none', '--data', 'none']) == 2\n"
         "assert 'scipy' in sys.modules\n"
     )
 
@@ -100,7 +101,7 @@ def test_segment_as_a_program_loads_little_and_gives_the_same_file(
     sitk.WriteImage(make_scan(3, spacing=(1.1, 0.9, 1.0))[0], scan)
     code = (
         "import sys\n"
-        "from tcurlora.cli import main\n"
+        "from tcurlora.cli.commands import main\n"
         "assert main() == 0\n"
         "assert not {'scipy', 'matplotlib', 'transformers', 'pandas', 'nibabel'} & set(sys.modules)\n"
     )
@@ -122,10 +123,10 @@ def test_segment_loads_neither_torchs_compiler_nor_what_only_others_need(
     code = (
         "import sys, torch\n"
         "before = set(sys.modules)\n"
-        "from tcurlora.cli import main\n"
+        "from tcurlora.cli.commands import main\n"
         "assert main() == 0\n"
-        "from tcurlora.monai_import import OPTIONAL\n"
-        "unneeded = {'torch._dynamo', 'torch._inductor', 'sympy', 'peft', 'tcurlora.training', *OPTIONAL}\n"
+        "from tcurlora.runtime.monai_import import OPTIONAL\n"
+        "unneeded = {'torch._dynamo', 'torch._inductor', 'sympy', 'peft', 'tcurlora.training.trainer', *OPTIONAL}\n"
         "loaded = unneeded & set(sys.modules) - before\n"
         "assert not loaded, loaded\n"
     )
@@ -147,7 +148,7 @@ def write_adapter(folder: Path) -> Path:
 def test_garbage_is_collected_again_after_the_import() -> None:
     run(
         "import gc\n"
-        "from tcurlora.monai_import import import_monai\n"
+        "from tcurlora.runtime.monai_import import import_monai\n"
         "for switch in (gc.disable, gc.enable):\n"
         "    switch()\n"
         "    before = gc.isenabled()\n"
@@ -157,6 +158,6 @@ def test_garbage_is_collected_again_after_the_import() -> None:
 
 
 def test_evaluate_as_a_program_measures_distances(site: Path) -> None:
-    code = "from tcurlora.cli import main\nassert main() == 0\n"
+    code = "from tcurlora.cli.commands import main\nassert main() == 0\n"
     labels = str(site / "labels")
     assert '"hd95_mm": 0.0' in run(code, "evaluate", "--pred", labels, "--truth", labels, "--json")

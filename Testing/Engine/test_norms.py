@@ -10,8 +10,8 @@ import torch
 from monai.networks.nets import DynUNet, SegResNet
 from torch import Tensor, nn
 
-from tcurlora.base_models import load_base_model
-from tcurlora.norms import GroupNorm, InstanceNorm, replace_norms
+from tcurlora.models.channels_last_norms import GroupNorm, InstanceNorm, replace_norms
+from tcurlora.models.opening import load_base_model
 
 LAYOUT = torch.channels_last_3d
 SHAPE = (2, 4, 4, 5, 6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tcurlora.demo.pictures import side_by_side
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.labels import Structure
-from tcurlora.pictures import side_by_side
+from tcurlora.imaging.structures import Structure
 
 CAPTIONS = ("", "manual", "Dice 0.50", "Dice 0.90")
 GREEN, BLUE = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)

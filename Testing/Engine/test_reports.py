@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-from tcurlora.evaluation import Score, compare_scores, summarize
-from tcurlora.reports import build_report, first_line, model_card, summary_table, table
+from tcurlora.evaluation.reports import build_report, first_line, model_card, summary_table, table
+from tcurlora.evaluation.scores import Score, compare_scores, summarize
 
 
 def scores(**structures: list[float]) -> list[Score]:
@@ -142,5 +142,5 @@ def test_model_card_without_cross_validation_says_so() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    code = "import sys, tcurlora.reports; assert not {'torch', 'monai'} & set(sys.modules)"
+    code = "import sys, tcurlora.evaluation.reports; assert not {'torch', 'monai'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,9 +14,9 @@ import pytest
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError
-from tcurlora.events import NullEvents
-from tcurlora.label_files import read_segmentation
-from tcurlora.segmentation import SegmentRequest, plan_tasks, run_segment
+from tcurlora.imaging.segmentations import read_segmentation
+from tcurlora.inference.scans import SegmentRequest, plan_tasks, run_segment
+from tcurlora.runtime.events import NullEvents
 
 
 @pytest.fixture

@@ -14,14 +14,16 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from tcurlora.adapter import TensorCurConfig, TensorCurModel, adapt, find_places
-from tcurlora.adapter_files import load_adapter, save_adapter
-from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
-from tcurlora.events import NullEvents
-from tcurlora.labels import BACKGROUND, Channel
-from tcurlora.segmentation import SegmentRequest, run_segment
-from tcurlora.segmenters import AdaptedNetwork, SegmenterCache, open_once
+from tcurlora.imaging.structures import BACKGROUND
+from tcurlora.inference.scans import SegmentRequest, run_segment
+from tcurlora.inference.segmenter_cache import AdaptedNetwork, SegmenterCache, open_once
+from tcurlora.method.channels import Channel
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel, adapt, find_places
+from tcurlora.models.adapter_files import load_adapter, save_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import NullEvents
 
 HEAD = "conv_final.2.conv"
 SAME = (Channel(BACKGROUND, 0), Channel("a", 1), Channel("b", 2))

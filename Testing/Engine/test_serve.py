@@ -22,12 +22,13 @@ import torch
 
 import tcurlora
 from tcurlora import TensorCurConfig, adapt, save_adapter
-from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
-from tcurlora.events import NullEvents
-from tcurlora.labels import BACKGROUND, Channel
-from tcurlora.segmentation import SegmentRequest, run_segment
-from tcurlora.segmenters import SegmenterCache
+from tcurlora.imaging.structures import BACKGROUND
+from tcurlora.inference.scans import SegmentRequest, run_segment
+from tcurlora.inference.segmenter_cache import SegmenterCache
+from tcurlora.method.channels import Channel
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import NullEvents
 
 PACKAGE = Path(tcurlora.__file__).parent
 TIMEOUT_S = 120.0

@@ -10,7 +10,16 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 
-from tcurlora.stacks import CONVOLUTIONS, TRANSPOSED, KernelMode, Slice, as_matrices, as_weight, find_stacks, gather
+from tcurlora.method.stacks import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    KernelMode,
+    Slice,
+    as_matrices,
+    as_weight,
+    find_stacks,
+    gather,
+)
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNETR": lambda: UNETR(1, 3, (32, 16, 16), feature_size=4, hidden_size=24, mlp_dim=48, num_heads=2),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcurlora.tensor_cur import (
+from tcurlora.method.tensor_cur import (
     FactorMode,
     Factors,
     apply_change,

@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tcurlora import training
-from tcurlora.adapter import TensorCurConfig, TensorCurModel
-from tcurlora.base_models import load_base_model
+from tcurlora.cases.cached_case import CachedCase
 from tcurlora.errors import InputError, MemoryExhausted, TCurLoraError
-from tcurlora.events import NullEvents
-from tcurlora.labels import Channel
-from tcurlora.preprocessing import CachedCase
-from tcurlora.presets import training_settings
-from tcurlora.training import TrainingResult, TrainingSettings, augmentation, learning_rate_factor, train
+from tcurlora.method.channels import Channel
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.events import NullEvents
+from tcurlora.training import trainer as training
+from tcurlora.training.presets import training_settings
+from tcurlora.training.trainer import TrainingResult, TrainingSettings, augmentation, learning_rate_factor, train
 
 CPU = torch.device("cpu")
 ROI = (16, 16, 16)

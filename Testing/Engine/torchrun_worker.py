@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cli import LOADS_MONAI, main
+from tcurlora.cli.commands import LOADS_MONAI, main
 from tcurlora.errors import MemoryExhausted
-from tcurlora.monai_import import import_monai
+from tcurlora.runtime.monai_import import import_monai
 
 PLACE = Path(os.environ["TORCHRUN_TEST_PLACE"])
 FAULTY = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -74,7 +74,8 @@ def leaving_nothing(leave: Callable[[bool], None]) -> Callable[[bool], None]:
 
 
 def adapt() -> None:
-    from tcurlora import adaptation, distributed
+    from tcurlora.runtime import distributed
+    from tcurlora.training import adaptation
 
     # Three patches cannot be shared equally by two processes.
     settings = adaptation.training_settings
@@ -84,14 +85,14 @@ def adapt() -> None:
 
 
 def segment() -> None:
-    from tcurlora import segmentation
+    from tcurlora.inference import scans as segmentation
 
     segmentation.write_segmentation = logged(segmentation.write_segmentation)  # type: ignore[assignment]
     segmentation.read_image = on_call(2, segmentation.read_image, die)
 
 
 if __name__ == "__main__":
-    from tcurlora import distributed
+    from tcurlora.runtime import distributed
 
     distributed.leave = leaving_nothing(distributed.leave)
     command = sys.argv[1]

@@ -29,10 +29,6 @@ def in_child(prepare: Callable[[], None], *commands: list[str]) -> Finished:
     import monai.networks.nets
     import monai.transforms  # noqa: F401
 
-    import tcurlora.adaptation
-    import tcurlora.merging
-    import tcurlora.segmentation  # noqa: F401
-
     # Pipes, because a limit on the size of files would be one on what can be said.
     pipes = [os.pipe(), os.pipe()]
     child = os.fork()
@@ -61,7 +57,7 @@ def _run(ends: list[int], prepare: Callable[[], None], commands: tuple[list[str]
             os.dup2(end, number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         prepare()
-        from tcurlora.cli import main
+        from tcurlora.cli.commands import main
 
         for command in commands:
             sys.argv = ["tcurlora", *command]

@@ -36,10 +36,10 @@ def growth(count: int, folder: Path, warm_up: int = 10) -> tuple[int, int]:
     """
     from samples import make_scan, write_bundle
 
-    from tcurlora.events import NullEvents
-    from tcurlora.images import write_image
-    from tcurlora.segmentation import SegmentRequest, run_segment
-    from tcurlora.segmenters import SegmenterCache
+    from tcurlora.imaging.images import write_image
+    from tcurlora.inference.scans import SegmentRequest, run_segment
+    from tcurlora.inference.segmenter_cache import SegmenterCache
+    from tcurlora.runtime.events import NullEvents
 
     bundle = write_bundle(folder / "bundle")
     scan = folder / "scan.nii.gz"

@@ -93,8 +93,8 @@ def _write_series(folder: Path) -> None:
 
 
 def _write_segmentations(folder: Path) -> None:
-    from tcurlora.label_files import write_segmentation
-    from tcurlora.labels import Structure
+    from tcurlora.imaging.segmentations import write_segmentation
+    from tcurlora.imaging.structures import Structure
 
     folder.mkdir()
     structures = [Structure("anterior hippocampus", 1, (0.1, 0.25, 0.5)), Structure("amygdala", 7)]
@@ -170,13 +170,14 @@ def write_bundle(folder: Path, pickled: bool = False, window: int = 16) -> Path:
 def _write_models(folder: Path) -> None:
     import torch
 
-    from tcurlora import training
-    from tcurlora.adapter import TensorCurConfig, TensorCurModel
-    from tcurlora.adapter_files import save_adapter
-    from tcurlora.adapter_library import export_adapter
-    from tcurlora.base_models import load_base_model
-    from tcurlora.job_folder import JobFolder
-    from tcurlora.labels import Channel
+    from tcurlora.method.channels import Channel
+    from tcurlora.method.config import TensorCurConfig
+    from tcurlora.method.model import TensorCurModel
+    from tcurlora.models.adapter_files import save_adapter
+    from tcurlora.models.adapter_library import export_adapter
+    from tcurlora.models.opening import load_base_model
+    from tcurlora.runtime.job_folder import JobFolder
+    from tcurlora.training import trainer as training
 
     base = load_base_model(write_bundle(folder / "bundle"))
     write_bundle(folder / "pickled bundle", pickled=True)

@@ -15,19 +15,22 @@ import SimpleITK as sitk
 import torch
 from readings import Unreadable, read, read_safetensors
 
-from tcurlora import training
-from tcurlora.adapter import TensorCurConfig, TensorCurModel
-from tcurlora.adapter_files import load_adapter, read_adapter_config
-from tcurlora.adapter_library import import_adapter, list_adapters
-from tcurlora.base_models import load_base_model, read_weights
-from tcurlora.cases import check_cases, find_cases, read_structures
+from tcurlora.cases.dataset import check_cases, find_cases, read_structures
 from tcurlora.errors import TCurLoraError
-from tcurlora.images import read_image
-from tcurlora.inference import Segmenter
-from tcurlora.job_folder import JobFolder
-from tcurlora.label_files import read_segmentation
-from tcurlora.labels import Structure, normalized
-from tcurlora.preprocessing import Preprocessing
+from tcurlora.imaging.images import read_image
+from tcurlora.imaging.segmentations import read_segmentation
+from tcurlora.imaging.structures import Structure, normalized
+from tcurlora.inference.segmenter import Segmenter
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.adapter_files import load_adapter, read_adapter_config
+from tcurlora.models.adapter_library import import_adapter, list_adapters
+from tcurlora.models.base_model import Windowing
+from tcurlora.models.monai_bundle import read_weights
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.training import trainer as training
 
 
 class Wrong(Exception):
@@ -115,9 +118,11 @@ class Brightness(torch.nn.Module):
 
 @cache
 def segmenter() -> Segmenter:
-    preprocessing = Preprocessing((1.0, 1.0, 1.0), (16, 16, 16), (("NormalizeIntensity", {"channel_wise": True}),))
+    preprocessing = MonaiPreprocessing((1.0, 1.0, 1.0), (("NormalizeIntensity", {"channel_wise": True}),))
     structures = [Structure("bright", 1)]
-    return Segmenter(Brightness(), ["background", "bright"], structures, preprocessing, torch.device("cpu"))
+    return Segmenter(
+        Brightness(), ["background", "bright"], structures, preprocessing, Windowing((16, 16, 16)), torch.device("cpu")
+    )
 
 
 def segment(image: sitk.Image) -> None:
@@ -255,18 +260,11 @@ def check_bundle(path: Path, sound: Path) -> None:
     network = base.build()
     outputs = {len(base.channels)}
     with torch.no_grad():
-        found = network(torch.zeros(1, base.in_channels, *base.preprocessing.roi_size)).shape[1]
+        found = network(torch.zeros(1, base.in_channels, *base.windows.roi_size)).shape[1]
     if found not in outputs:
         raise Wrong(f"{found} output channels for {len(base.channels)} names")
     scan = read_image(sound.parents[2] / "images" / "plain.nii")
-    opened = Segmenter(
-        network,
-        base.channels,
-        base.labelled_structures(),
-        base.preprocessing,
-        torch.device("cpu"),
-        base.in_channels,
-    )
+    opened = Segmenter.of_base(base, torch.device("cpu"), network)
     if base.in_channels == 1:
         labels, _ = opened.segment(scan)
         allowed = {0, *(s.value for s in base.labelled_structures())}

@@ -13,8 +13,8 @@ import pytest
 from children import Finished, in_child
 from kills import PACKAGE, make_inputs
 
-from tcurlora.events import write_json
-from tcurlora.whole_files import whole_folder
+from tcurlora.runtime.atomic_files import whole_folder
+from tcurlora.runtime.events import write_json
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
 

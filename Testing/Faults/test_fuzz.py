@@ -20,13 +20,13 @@ import SimpleITK as sitk
 from safetensors.torch import load_file, save_file
 from samples import make_samples
 
-from tcurlora import training
-from tcurlora.base_models import load_base_model
-from tcurlora.cases import find_cases
+from tcurlora.cases.dataset import find_cases
 from tcurlora.errors import InputError
-from tcurlora.geometry import to_model_grid
-from tcurlora.images import read_image
-from tcurlora.job_folder import JobFolder
+from tcurlora.imaging.grids import to_model_grid
+from tcurlora.imaging.images import read_image
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.training import trainer as training
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks at memory in /proc")
 
@@ -207,16 +207,17 @@ def test_damaged_intermediate_result_is_computed_again(tmp_path: Path) -> None:
 
 
 def test_more_than_255_structures_keep_their_labels(tmp_path: Path) -> None:
-    from tcurlora.cases import Case
-    from tcurlora.labels import Structure
-    from tcurlora.preprocessing import Preprocessing, cache_case
+    from tcurlora.cases.cached_case import cache_case
+    from tcurlora.cases.dataset import Case
+    from tcurlora.imaging.structures import Structure
+    from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 
     values = np.arange(1, 301).reshape(5, 6, 10)
     sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), tmp_path / "a.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.uint16)), tmp_path / "l.nii.gz")
     case = Case("a", tmp_path / "a.nii.gz", tmp_path / "l.nii.gz", "a")
     structures = [Structure(f"s{value}", value) for value in range(1, 301)]
-    cached = cache_case(case, structures, Preprocessing(None, (16, 16, 16), ()), tmp_path / "cache")
+    cached = cache_case(case, structures, MonaiPreprocessing(None, ()), tmp_path / "cache")
     # The scan's intensities are the labels, so that both must come out alike.
     image, label = cached.load()
     assert np.array_equal(np.asarray(image)[0].astype(int), np.asarray(label))

@@ -19,11 +19,11 @@ import pytest
 import torch
 from samples import make_samples
 
-from tcurlora import training
-from tcurlora.adapter_files import load_adapter
-from tcurlora.adapter_library import import_adapter
-from tcurlora.base_models import load_base_model
 from tcurlora.errors import InputError
+from tcurlora.models.adapter_files import load_adapter
+from tcurlora.models.adapter_library import import_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.training import trainer as training
 
 
 class Payload:

@@ -15,8 +15,7 @@ from children import Finished, in_child
 from endurance import growth
 from kills import make_inputs
 
-from tcurlora.cli import in_words
-from tcurlora.errors import is_out_of_memory
+from tcurlora.errors import as_user_error, is_out_of_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at memory in /proc")
 
@@ -101,11 +100,11 @@ def test_segmenting_again_and_again_takes_no_more_memory(tmp_path: Path) -> None
     ],
 )
 def test_memory_that_ran_out_is_known_by_its_words(error: Exception) -> None:
-    assert is_out_of_memory(error) and in_words(error).exit_code == 3
+    assert is_out_of_memory(error) and as_user_error(error).exit_code == 3
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 def test_unexpected_error_is_a_sentence() -> None:
-    said = in_words(TypeError("x is no y\nand more"))
+    said = as_user_error(TypeError("x is no y\nand more"))
     assert said.exit_code == 1 and said.code == "internal" and "TypeError: x is no y" in said.message
     assert "\n" not in str(said) and said.remedy

@@ -128,7 +128,8 @@ def test_adapting_and_segmenting_open_no_socket(private_site: Path, tmp_path: Pa
 def test_program_opens_no_socket_while_it_is_loaded() -> None:
     """Not even to see whether there is a network, as one of MONAI's optional packages does."""
     hook = "import sys; sys.addaudithook(lambda event, _: event.startswith('socket.') and sys.exit(77))"
-    program = "from tcurlora.cli import main; sys.argv[1:] = ['segment', '--model', 'x', '--input', 'y', '--out', 'z']"
+    arguments = ["segment", "--model", "x", "--input", "y", "--out", "z"]
+    program = f"from tcurlora.cli.commands import main; sys.argv[1:] = {arguments}"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
     for end, expected in (("sys.exit(main())", 2), ("import socket; socket.socket()", 77)):
         code = f"{hook}; {program}; {end}"

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tcurlora.cases import Case, read_case_labels
+from tcurlora.cases.dataset import Case, read_case_labels
 from tcurlora.errors import InputError
-from tcurlora.geometry import (
+from tcurlora.imaging.grids import (
     geometry_difference,
     label_array,
     labels_from_grid,
@@ -22,9 +22,11 @@ from tcurlora.geometry import (
     to_array,
     to_model_grid,
 )
-from tcurlora.images import read_image, write_image
-from tcurlora.label_files import read_segmentation, write_segmentation
-from tcurlora.labels import BACKGROUND, Structure, channel_groups, match_structures, normalized, plan_channels
+from tcurlora.imaging.images import read_image, write_image
+from tcurlora.imaging.segmentations import read_segmentation, write_segmentation
+from tcurlora.imaging.structure_matching import match_structures
+from tcurlora.imaging.structures import BACKGROUND, Structure, normalized
+from tcurlora.method.channels import channel_groups, plan_channels
 
 QUIET = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from samples import make_samples
 
-from tcurlora import adapter_library
-from tcurlora.adapter_files import load_adapter
-from tcurlora.adapter_library import export_adapter, import_adapter, list_adapters, remove_adapter
-from tcurlora.base_models import load_base_model
-from tcurlora.cli import main
+from tcurlora.cli.commands import main
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.events import write_json
-from tcurlora.whole_files import temporary_beside
+from tcurlora.models import adapter_library
+from tcurlora.models.adapter_files import load_adapter
+from tcurlora.models.adapter_library import export_adapter, import_adapter, list_adapters, remove_adapter
+from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.atomic_files import temporary_beside
+from tcurlora.runtime.events import write_json
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts sessions as POSIX does")
 

@@ -65,7 +65,9 @@ def test_everything_arrives(built: Path, tree: str) -> None:
 @pytest.mark.parametrize("tree", ["build", "package"])
 def test_the_engine_finds_the_base_models_there(built: Path, tree: str) -> None:
     modules = built / tree / SCRIPTED_MODULES
-    code = "from tcurlora.catalogue import catalogue_file, list_models; print(catalogue_file()); print(list_models())"
+    code = (
+        "from tcurlora.models.catalogue import catalogue_file as file, list_models; print(file()); print(list_models())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(modules), "TCURLORA_HOME": str(built / "home")}
     ran = subprocess.run([sys.executable, "-c", code], cwd=built, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

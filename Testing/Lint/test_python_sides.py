@@ -120,7 +120,7 @@ def test_bad_imports_are_found() -> None:
         "import torch.nn\n"
         "def f():\n  from monai.data import x\n  import qt\n"
         "class A:\n  import qt\n"
-        "import importlib\nimportlib.import_module('tcurlora.cli')\n"
+        "import importlib\nimportlib.import_module('tcurlora.cli.commands')\n"
         "try:\n  import imp\nexcept ImportError:\n  import pandas\n"
     )
     path = Path("bad.py")

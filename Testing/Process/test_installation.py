@@ -165,7 +165,7 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(recorder.calls, [])
 
     def test_bounds_are_those_of_the_project(self) -> None:
-        from tcurlora.doctor import PACKAGES
+        from tcurlora.cli.doctor import PACKAGES
 
         self.assertEqual(set(MINIMUM_VERSIONS), set(PACKAGES))
         project = ENGINE_MAIN.parents[2] / "pyproject.toml"

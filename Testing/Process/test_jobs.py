@@ -168,7 +168,7 @@ class JobsTest(unittest.TestCase):
 
 class PlaceTest(unittest.TestCase):
     def test_engine_and_slicer_mean_the_same_folder(self) -> None:
-        from tcurlora import adapter_library
+        from tcurlora.models import adapter_library
 
         for environment in ({"TCURLORA_HOME": "/a b/ü"}, {"XDG_DATA_HOME": "/data"}, {}):
             for platform in ("linux", "darwin", "win32"):

@@ -22,8 +22,8 @@ from TCurLoraSegmentLib.self_test import foreign
 # The report comes from the engine itself, in a process of its own as always.
 REPORT = """
 import json
-from tcurlora.evaluation import Score
-from tcurlora.reports import build_report
+from tcurlora.evaluation.scores import Score
+from tcurlora.evaluation.reports import build_report
 cases, structures = ["case-01", "case-02", "case-04"], ["Kopf ü", "海馬"]
 def scores(gain):
     made = [Score(c, s, 0.5 + 0.1 * i + 0.05 * j + gain, 3.0 + i - gain, 1.0, 2.0, 2.0)

@@ -43,8 +43,8 @@ ENGINE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tcurlora.cases import check_cases, find_cases, read_case_labels, read_structures
-from tcurlora.label_files import write_segmentation
+from tcurlora.cases.dataset import check_cases, find_cases, read_case_labels, read_structures
+from tcurlora.imaging.segmentations import write_segmentation
 import SimpleITK as sitk
 dataset = find_cases(Path(sys.argv[2]))
 structures = read_structures(dataset)

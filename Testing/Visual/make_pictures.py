@@ -27,7 +27,7 @@ SEED = 20
 WIDTH, HEIGHT, RESULT_HEIGHT = 470, 1180, 900
 RUN_S = 1800
 
-MAKE_PATIENTS = "import sys; from pathlib import Path; from tcurlora.demo_data import make_patients; "
+MAKE_PATIENTS = "import sys; from pathlib import Path; from tcurlora.demo.patients import make_patients; "
 MAKE_PATIENTS += "make_patients(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
 
 

@@ -1,0 +1,1 @@
+"""The whole path on simulated patients, with a picture."""

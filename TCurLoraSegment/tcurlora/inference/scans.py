@@ -1,0 +1,240 @@
+"""Segment scan files with a base model or an adapter."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.images import (
+    IMAGE_SUFFIXES,
+    UNCERTAINTY,
+    WRITABLE_SUFFIXES,
+    files_of,
+    images_in,
+    read_image,
+    stem,
+    suffix,
+    write_image,
+)
+from tcurlora.imaging.segmentations import names_beside, write_segmentation
+from tcurlora.inference.segmenter_cache import SegmenterCache, open_once
+from tcurlora.models.adapter_files import require_absent
+from tcurlora.runtime import distributed
+from tcurlora.runtime.events import EventSink, NullEvents, Tee
+from tcurlora.runtime.job_folder import JobFolder, describe_inputs
+
+OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".stl", ".obj", ".ply", ".vtk", ".vtp", ".zip")
+"""Endings of files that nobody means as a folder's name, and that no result is written to."""
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What the user asks for; every field is a JSON type.
+
+    Attributes:
+        model: adapter (folder or name in the library) or base model (folder or name in the catalogue).
+        inputs: scans; a folder stands for the scans in it, or for one DICOM series.
+        out: file for one scan; folder otherwise.
+        base: base model of an adapter where it is not in the catalogue.
+        device: `auto`, `cpu`, `cuda`, ...
+        uncertainty: also write a voxel map of uncertainty beside each result.
+        overlap: of neighboring windows; None takes the model's own.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    out: str
+    base: str = ""
+    device: str = "auto"
+    uncertainty: bool = False
+    overlap: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan and where its results go."""
+
+    scan: Path
+    labels: Path
+    uncertainty: Path | None
+
+
+def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
+    """Find the scans and name the results, before anything is computed.
+
+    Args:
+        request: what to do.
+        again: whether results that exist already are of this run.
+
+    Raises:
+        InputError: when a scan is missing, two results would have one name, or a result exists already.
+    """
+    scans = [scan for given in request.inputs for scan in _scans(Path(given))]
+    out = Path(request.out)
+    one_file = suffix(out) in IMAGE_SUFFIXES
+    ending = suffix(out) or out.suffix.lower()
+    if (one_file and ending not in WRITABLE_SUFFIXES) or (ending in OTHER_SUFFIXES and not out.is_dir()):
+        raise InputError(
+            f"'{out.name}' cannot be written: '{ending}' is not a format for results.",
+            f"End its name with one of {', '.join(WRITABLE_SUFFIXES)}.",
+            "format",
+        )
+    if one_file and len(scans) > 1:
+        raise InputError(
+            f"'{out.name}' is one file, but there are {len(scans)} scans.", "Give a folder (--out).", "one_output"
+        )
+    tasks = []
+    for scan in scans:
+        labels = out if one_file else out / f"{_name(scan)}.seg.nrrd"
+        uncertainty = labels.with_name(f"{stem(labels)}{UNCERTAINTY}.nii.gz") if request.uncertainty else None
+        tasks.append(Task(scan, labels, uncertainty))
+    if not one_file and out.exists() and not out.is_dir():
+        raise InputError(
+            f"'{out.name}' is a file whose ending is not one of {', '.join(WRITABLE_SUFFIXES)}.",
+            "Give a folder (--out), or a file name with such an ending.",
+            "format",
+        )
+    _require_distinct_results(tasks)
+    if not again:
+        for task in tasks:
+            for path in filter(None, (task.labels, task.uncertainty, names_beside(task.labels))):
+                require_absent(path)
+    return tasks
+
+
+def _require_distinct_results(tasks: Sequence[Task]) -> None:
+    written: dict[str, Path] = {}
+    for task in tasks:
+        # As systems compare names that do not tell capital letters and kinds of accents apart.
+        key = unicodedata.normalize("NFC", task.labels.name).casefold()
+        if key in written:
+            other, name = written[key].name, task.labels.name
+            both = f"'{name}'" if name == other else f"'{other}' and '{name}', which are one name on some systems"
+            raise InputError(
+                f"Two scans would both be written to {both}.", "Segment them into two folders.", "same_name"
+            )
+        written[key] = task.labels
+
+
+def run_segment(
+    request: SegmentRequest,
+    events: EventSink,
+    job_folder: Path | None = None,
+    segmenters: SegmenterCache | None = None,
+) -> dict[str, Any]:
+    """Segment all scans; one that fails does not stop the others.
+
+    Args:
+        request: what to do.
+        events: told of stages and progress.
+        job_folder: where request, events and result are kept as well; made only when the request can be met.
+        segmenters: models that are open already, and where this one stays open for the next request.
+
+    Returns:
+        `written`: scan, labels and uncertainty files; `failed`: scan and reason.
+
+    Raises:
+        InputError: when the request cannot be met at all, or when a single scan cannot be used.
+    """
+    if distributed.rank() > 0:
+        events = NullEvents()
+    again = distributed.first(lambda: job_folder is not None and _was_begun(request, job_folder))
+    tasks, left = distributed.first(lambda: _planned(request, again))
+    events.emit("stage", name="load", title="Loading the model")
+    opener = open_once if segmenters is None else segmenters.open
+    segmenter = opener(request.model, request.base, request.device, request.overlap)
+    job = None
+    if job_folder is not None:
+        open_job = JobFolder.resume if again else JobFolder.start
+        inputs = describe_inputs(file for task in tasks for file in files_of(task.scan))
+        job = distributed.first(lambda: open_job(job_folder, "segment", asdict(request), inputs))
+        if distributed.rank() == 0:
+            events = Tee(events, job.events)
+    events.emit("stage", name="segment", title=f"Segmenting {len(left)} scan{'s' if len(left) > 1 else ''}")
+    done = len(tasks) - len(left)
+
+    def segment(numbered: tuple[int, Task]) -> TCurLoraError | None:
+        number, task = numbered
+
+        def on_window(part: float) -> None:
+            events.emit("progress", step=number - 1, total=len(tasks), part=round(part, 3))
+
+        problem = None
+        try:
+            labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty, on_window)
+            task.labels.parent.mkdir(parents=True, exist_ok=True)
+            if uncertainty is not None and task.uncertainty is not None:
+                write_image(uncertainty, task.uncertainty)
+            write_segmentation(labels, segmenter.structures, task.labels)
+        except TCurLoraError as error:
+            # Another scan would be no better off with a base model that fails.
+            if len(tasks) == 1 or error.exit_code != InputError.exit_code or error.code == "bad_bundle":
+                raise
+            problem = error
+            events.emit("warning", code=error.code, message=f"{task.scan.name}: {error}")
+        events.emit("progress", step=number, total=len(tasks))
+        return problem
+
+    problems = dict(zip(left, distributed.shared(segment, enumerate(left, start=done + 1)), strict=True))
+    written: list[dict[str, str]] = []
+    failed: list[dict[str, str]] = []
+    for task in tasks:
+        problem = problems.get(task)
+        if problem is not None:
+            failed.append({"scan": str(task.scan), "reason": str(problem)})
+        else:
+            entry = {"scan": str(task.scan), "labels": str(task.labels)}
+            written.append(entry | ({"uncertainty": str(task.uncertainty)} if task.uncertainty else {}))
+    result = {"written": written, "failed": failed}
+    if distributed.rank() == 0:
+        for number, (task, problem) in enumerate(problems.items()):
+            if problem is not None and number % distributed.world() > 0:  # its own it has told already
+                events.emit("warning", code=problem.code, message=f"{task.scan.name}: {problem}")
+        if job is not None:
+            job.finish(result)
+        events.emit("result", **result)
+    return result
+
+
+def _was_begun(request: SegmentRequest, job_folder: Path) -> bool:
+    """Whether torchrun has started this run anew, after it had begun to segment."""
+    if not distributed.is_restart():
+        return False
+    try:
+        JobFolder.resume(job_folder, "segment", asdict(request))
+    except InputError:
+        return False
+    return True
+
+
+def _planned(request: SegmentRequest, again: bool) -> tuple[list[Task], list[Task]]:
+    """All tasks, and those that are left to do; the labels of a scan are written last."""
+    tasks = plan_tasks(request, again)
+    return tasks, [task for task in tasks if not task.labels.exists()]
+
+
+def _scans(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"There is no scan {path}.", "Check the path (--input).", "not_found")
+    if path.is_file():
+        return [path]
+    files = images_in(path)
+    slices = [file for file in files if suffix(file) == ".dcm"]
+    if slices and len(slices) < len(files):
+        others = next(file for file in files if file not in slices)
+        raise InputError(
+            f"The folder {path} holds DICOM files and other scans, such as '{slices[0].name}' and '{others.name}'.",
+            "Put each DICOM series into a folder of its own, and give the folders and scans one by one.",
+            "mixed_folder",
+        )
+    # A folder without image files is one DICOM series too, whose files have no ending; reading it tells if it is none.
+    return [path] if slices or not files else files
+
+
+def _name(scan: Path) -> str:
+    """Name the result of a scan; a folder may have been given as `.`."""
+    return stem(scan) if scan.is_file() else scan.resolve().name if scan.name in ("", "..") else scan.name

@@ -1,0 +1,285 @@
+"""Merge: adapter and base become one plain MONAI bundle, which MONAI runs without this package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+
+from tcurlora.errors import InputError
+from tcurlora.imaging.structures import Structure
+from tcurlora.method.channels import channel_groups
+from tcurlora.models.adapter_files import (
+    REPORT,
+    WEIGHTS,
+    load_adapter,
+    new_folder,
+    read_adapter_config,
+    read_adapter_structures,
+    require_absent,
+)
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.monai_bundle import MonaiBundle, has_expression, open_bundle, write_bundle
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+
+# What describes the base and stays true of the merged model.
+INHERITED = ("authors", "copyright", "licence", "license", "data_source", "data_type", "intended_use", "references")
+
+
+def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
+    """Write adapter and base as one MONAI bundle.
+
+    Args:
+        adapter_folder: the adapter.
+        out: the bundle's folder; must not exist.
+        base: the base model that the adapter was made for.
+
+    Raises:
+        InputError: when the adapter is damaged or was made for another base, its layout does not fit a network that
+            MONAI can make from its arguments, or `out` exists.
+        TCurLoraError: when the bundle cannot be written.
+    """
+    require_absent(out)
+    if not isinstance(base, MonaiBundle) or not isinstance(base.preprocessing, MonaiPreprocessing):
+        raise InputError(
+            f"'{base.name}' is a {base.kind}, whose adapters cannot be merged into a MONAI bundle.",
+            "Segment with the adapter as it is.",
+            "not_a_bundle",
+        )
+    model = load_adapter(base.build(), adapter_folder)
+    structures = read_adapter_structures(adapter_folder)
+    channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
+    name = str(read_adapter_config(adapter_folder).get("name") or adapter_folder.name)
+    target = f"monai.networks.nets.{base.network_def['_target_']}"
+    network_def = {**base.network_def, "_target_": target, "out_channels": len(channels)}
+    origin = {
+        "adapter": {"name": name, "sha256": _sha256(adapter_folder / WEIGHTS)},
+        "base_model": {"name": base.name, "sha256": base.sha256},
+    }
+    metadata = _metadata(name, base, channels, structures, origin)
+    if has_expression(metadata):
+        raise InputError(
+            f"The adapter '{adapter_folder.name}' or its base model has a name or a text that MONAI would execute.",
+            "Texts in them must not begin with '$', '@' or '%'.",
+            "expression",
+        )
+    configs = {
+        "metadata": metadata,
+        "inference": inference_config(network_def, base.preprocessing, base.windows.roi_size, channels, structures),
+    }
+    with new_folder(out) as folder:
+        card = _card(name, base, structures, origin, adapter_folder)
+        write_bundle(folder, configs, card, model.merged().state_dict())
+        # A bundle that does not load again must not appear.
+        open_bundle(folder).build()
+
+
+def inference_config(
+    network_def: Mapping[str, Any],
+    preprocessing: MonaiPreprocessing,
+    roi_size: Sequence[int],
+    channels: Sequence[str],
+    structures: Sequence[Structure],
+) -> dict[str, Any]:
+    """Make configs/inference.json, which `python -m monai.bundle run` takes as it is.
+
+    MONAI blends the logits of overlapping windows, this package their probabilities; everything else is the same.
+
+    Args:
+        network_def: class and arguments of the network.
+        preprocessing: what the network expects.
+        roi_size: of its window.
+        channels: name of each output channel; the probabilities of channels of one name are added.
+        structures: with the label values that are written.
+    """
+    spacing: list[dict[str, Any]] = []
+    activation: dict[str, Any] = {"softmax": True}
+    renumbered: list[dict[str, Any]] = []
+    if preprocessing.spacing is not None:
+        spacing = [_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear")]
+    groups = channel_groups(channels, [structure.name for structure in structures])
+    if groups != [[i] for i in range(len(channels))]:
+        joined = ", ".join(f"x[{group}].sum(0)" for group in groups)
+        activation["other"] = f"$lambda x: torch.stack([{joined}])"
+    values = [structure.value for structure in structures]
+    classes = list(range(1, len(values) + 1))
+    if values != classes:
+        renumbered = [_step("MapLabelValued", "pred", orig_labels=classes, target_labels=values)]
+    return {
+        "imports": ["$import glob", "$import numpy as np", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii*'))",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": dict(network_def),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                _step("LoadImaged"),
+                _step("EnsureChannelFirstd"),
+                _step("Orientationd", axcodes="RAS"),
+                *spacing,
+                *(_step(f"{name}d", **arguments) for name, arguments in preprocessing.intensity),
+            ],
+        },
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$[{'image': path} for path in @datalist]",
+            "transform": "@preprocessing",
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(roi_size),
+            "sw_batch_size": 1,
+            "overlap": 0.5,
+            "mode": "gaussian",
+        },
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                _step("Activationsd", "pred", **activation),
+                _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False),
+                _step("AsDiscreted", "pred", argmax=True),
+                *renumbered,
+                _step(
+                    "SaveImaged",
+                    "pred",
+                    output_dir="@output_dir",
+                    output_postfix="seg",
+                    output_dtype="$np.int32",
+                    separate_folder=False,
+                    resample=False,
+                ),
+            ],
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _step(target: str, keys: str = "image", **arguments: Any) -> dict[str, Any]:
+    return {"_target_": target, "keys": keys, **arguments}
+
+
+def _metadata(
+    name: str,
+    base: BaseModel,
+    channels: Sequence[str],
+    structures: Sequence[Structure],
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    base_input = base.metadata.get("network_data_format", {}).get("inputs", {}).get("image", {})
+    roi = list(base.windows.roi_size)
+    pred = {
+        "type": "image",
+        "format": "segmentation",
+        "num_channels": len(channels),
+        "spatial_shape": roi,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+        "channel_def": {str(i): channel for i, channel in enumerate(channels)},
+    }
+    return {
+        "name": name,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "adapter merged into its base model"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"nibabel": "5.0.0", "pytorch-ignite": "0.4.11"},
+        "task": f"Segmentation of {', '.join(s.name for s in structures)}",
+        "description": f"{base.name}, adapted to a site's own scans with a tensor-CUR low-rank adapter",
+        **{key: base.metadata[key] for key in INHERITED if key in base.metadata},
+        "merged_from": dict(origin),
+        "structures": [structure.to_dict() for structure in structures],
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": {str(i): "image" for i in range(base.in_channels)},
+                    **base_input,
+                    "num_channels": base.in_channels,
+                    "spatial_shape": roi,
+                }
+            },
+            "outputs": {"pred": pred},
+        },
+    }
+
+
+def _card(
+    name: str, base: BaseModel, structures: Sequence[Structure], origin: Mapping[str, Any], adapter_folder: Path
+) -> str:
+    rows = "\n".join(f"| {structure.value} | {structure.name} |" for structure in structures)
+    licence = base.metadata.get("licence") or base.metadata.get("license") or "see the base model"
+    return f"""# {name}
+
+A segmentation model as a plain MONAI bundle: the base model {base.name}, adapted to a site's own scans with a
+tensor-CUR low-rank adapter that has been merged into its weights.
+
+| label | structure |
+|---|---|
+{rows}
+
+{_summary(adapter_folder)}
+
+## Use
+
+With MONAI, nibabel and pytorch-ignite installed:
+
+    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS --output_dir OUT
+
+or `tcurlora segment --model FOLDER --input scan.nii.gz --out scan.seg.nrrd`.
+Channels of equal name in `channel_def` vote for one structure together: their probabilities are added.
+
+## Origin
+
+- base model: {base.name}, SHA-256 {origin["base_model"]["sha256"]}
+- adapter: {name}, SHA-256 {origin["adapter"]["sha256"]}
+- licence of the base model: {licence}
+
+Not a medical device. Check every result before use.
+"""
+
+
+def _summary(adapter_folder: Path) -> str:
+    """What the adapter's report says in its first line."""
+    try:
+        report = json.loads((adapter_folder / REPORT).read_text(encoding="utf-8"))
+        return str(report.get("summary") or "") if isinstance(report, dict) else ""
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

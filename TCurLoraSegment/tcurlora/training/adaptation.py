@@ -1,0 +1,375 @@
+"""Adapt a base model to a site's cases: check, cross-validate, train on all cases, save the adapter."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tcurlora import __version__
+from tcurlora.cases.cached_case import CachedCase, cache_case
+from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
+from tcurlora.errors import InputError, MemoryExhausted
+from tcurlora.evaluation.reports import build_report, model_card, summary_table
+from tcurlora.evaluation.scores import Score
+from tcurlora.method.config import TensorCurConfig
+from tcurlora.method.model import TensorCurModel
+from tcurlora.models.adapter_files import REPORT, WEIGHTS, require_absent, save_adapter, weights_bytes
+from tcurlora.models.adapter_library import is_adapter
+from tcurlora.runtime import distributed
+from tcurlora.runtime.devices import choose_device
+from tcurlora.runtime.events import EventSink, Labelled, NullEvents, Tee, duration
+from tcurlora.runtime.job_folder import JobFolder, describe_inputs
+from tcurlora.runtime.memory import peak_bytes
+from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
+from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+
+TRIAL_STEPS = 3
+STEPS_SHARE = 0.75
+"""Part of a run's time that its steps take."""
+SMALLEST_PATCH = 32
+"""Voxels along each axis below which a patch is not cut to save memory: it would show too little of a structure."""
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """What the user asks for; every field is a JSON type, so that a job file can hold it.
+
+    Attributes:
+        base: name or folder of the base model.
+        data: folder or datalist of the labeled cases.
+        out: folder of the adapter to be made.
+        method: one of `presets.PRESETS`.
+        rank: rank of the cores; None takes the preset's.
+        folds: folds of the cross-validation; None chooses, 0 does without.
+        steps: optimizer steps of each training; None takes the preset's.
+        minutes: time for the whole run instead of steps.
+        device: `auto`, `cpu`, `cuda`, ...
+        seed: of everything random.
+        labels: names of label values, such as `1=hippocampus`.
+        mapping: site structures by base structures, such as `hippocampus=anterior+posterior`.
+        name: name of the adapter; that of its folder by default.
+    """
+
+    base: str
+    data: str
+    out: str
+    method: str = DEFAULT_PRESET
+    rank: int | None = None
+    folds: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    device: str = "auto"
+    seed: int = 0
+    labels: str = ""
+    mapping: tuple[str, ...] = ()
+    name: str = ""
+
+
+def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool = False) -> dict[str, Any]:
+    """Do the whole adaptation; the adapter appears at the end, whole, or not at all.
+
+    Args:
+        request: what to do.
+        job_folder: where events, checkpoints and the cache live; made only when the input is good.
+        events: told of stages, progress and measures.
+        resume: go on with the job in that folder.
+
+    Returns:
+        `adapter` (its folder), `summary` (one line), `table`, `bytes` and `trained` (numbers).
+
+    Raises:
+        InputError: for anything wrong with the input, before anything is written.
+    """
+    started = time.monotonic()
+    out = Path(request.out)
+    if distributed.rank() > 0:
+        events = NullEvents()
+    if distributed.is_restart():  # what was done before is gone on with, where it came so far
+        resume = distributed.first(lambda: resume or JobFolder.is_one(job_folder))
+    if resume and is_adapter(out):
+        return distributed.first(lambda: _finished(out, JobFolder.resume(job_folder, "adapt", asdict(request)), events))
+    device = distributed.shared(lambda _: choose_device(request.device), range(distributed.world()))[distributed.rank()]
+    settings = training_settings(request.method, request.seed)
+    site, findings = distributed.first(lambda: _checked_site(request, job_folder, events))
+    network = site.base.build()
+    config = site.config(network, request.method, request.rank, request.seed)
+
+    open_job = JobFolder.resume if resume else JobFolder.start
+    job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_site(site)))
+    if distributed.rank() == 0:
+        events = Tee(events, job.events)
+    for finding in findings:
+        told = {"code": finding.code, "severity": finding.severity, "case": finding.case}
+        events.emit("warning", **told, message=f"{finding.message} {finding.remedy}")
+    events.emit("stage", name="prepare", title="Preparing the cases")
+
+    def prepare(numbered: tuple[int, Case]) -> CachedCase:
+        number, case = numbered
+        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache)
+        events.emit("progress", step=number, total=len(site.dataset.cases))
+        return prepared
+
+    cached = {case.name: case for case in distributed.shared(prepare, enumerate(site.dataset.cases, start=1))}
+
+    run = _Run(site, network, config, cached, settings, site.base.windows.roi_size, device, job, events)
+    folds = fold_cases(site.dataset.cases, request.folds, request.seed)
+    run = run.planned(request.steps, request.minutes, len(folds) + 1)
+    validation = run.cross_validate(folds)
+    events.emit("stage", name="train", title=f"Adapting on all {len(cached)} cases")
+    model, result = run.train(list(cached.values()), number=0)
+
+    report = run.report(model, result, validation, minutes=(time.monotonic() - started) / 60)
+    details = {"name": request.name or out.name, "method": request.method, **run.details(model, result)}
+    card = model_card({**model.config.to_dict(), **details}, report)
+
+    def finish() -> dict[str, Any]:
+        save_adapter(model.cpu(), out, details, report, card)
+        return _finished(out, job, events)
+
+    return distributed.first(finish)
+
+
+def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) -> tuple[Site, list[Finding]]:
+    out = Path(request.out)
+    require_absent(out)
+    if out.absolute() in (job_folder.absolute(), *job_folder.absolute().parents):
+        raise InputError(
+            f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder (--job)."
+        )
+    events.emit("stage", name="check", title="Checking the cases")
+    site = open_site(request.base, request.data, request.labels, request.mapping)
+    findings = check_site(site)
+    require_no_errors(findings)
+    return site, findings
+
+
+def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict[str, Any]:
+    """Describe what a job at a site depends on, for its folder.
+
+    Args:
+        site: base model, cases and structures.
+        cases: further cases.
+        others: what else it depends on, as JSON types.
+    """
+    everyone = (*site.dataset.cases, *cases)
+    return describe_inputs(
+        (*site.base.files, *files_of_cases(everyone)),
+        structures=[structure.to_dict() for structure in site.structures],
+        cases=[[case.name, case.subject, list(case.background)] for case in everyone],
+        **others,
+    )
+
+
+def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:
+    """Write the result of a job whose adapter is there, also when the job was killed just before it could."""
+    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    summary = {
+        "adapter": str(out),
+        "summary": report["summary"],
+        "table": _table(report),
+        "bytes": (out / WEIGHTS).stat().st_size,
+        "trained": report["size"]["trained_numbers"],
+    }
+    job.finish(summary)
+    events.emit("result", **summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that the parts of one adaptation share."""
+
+    site: Site
+    network: nn.Module
+    config: TensorCurConfig
+    cached: Mapping[str, CachedCase]
+    settings: TrainingSettings
+    patch: tuple[int, ...]
+    device: torch.device
+    job: JobFolder
+    events: EventSink
+
+    def planned(self, steps: int | None, minutes: float | None, trainings: int) -> _Run:
+        """Measure a few steps, settle how many there will be, and say what the run will take.
+
+        It is done once a job: a resumed one must not measure time again and come to another number of steps.
+        """
+        plan = distributed.first(lambda: self.job.remembered("plan"))
+        if plan is None:
+            patch, seconds, peak = self._fitting()
+            # A part of the time goes to checks, evaluation and saving.
+            if minutes is not None:
+                steps = max(self.settings.check_every, int(minutes * 60 * STEPS_SHARE / (seconds * trainings)))
+            measured = {
+                "steps": steps or self.settings.steps,
+                "seconds_per_step": seconds,
+                "peak_bytes": peak,
+                "patch": list(patch),
+            }
+            # The leading process's measures count, so that all take as many steps.
+            plan = distributed.first(lambda: measured)
+            distributed.first(partial(self.job.remember, "plan", plan))
+        settings, patch = replace(self.settings, steps=int(plan["steps"])), tuple(plan["patch"])
+        seconds = settings.steps * trainings * plan["seconds_per_step"] / STEPS_SHARE
+        title = (
+            f"{settings.steps} steps for each of {trainings} training{'s' if trainings > 1 else ''}: "
+            f"about {duration(seconds)}, {plan['peak_bytes'] / 2**30:.1f} GB of memory for a step"
+        )
+        self.events.emit("stage", name="plan", title=title, **plan, trainings=trainings, seconds=round(seconds, 1))
+        return replace(self, settings=settings, patch=patch)
+
+    def _fitting(self) -> tuple[tuple[int, ...], float, int]:
+        """The largest patch that memory suffices for, and its `_measure`."""
+        patches = self._patches()
+        patch = next(patches)
+        while True:
+            try:
+                return patch, *self._measure(patch)
+            except MemoryExhausted:
+                smaller = next(patches, None)
+                # Of several processes only one may have run out of memory, and all must train on the same patches.
+                if smaller is None or distributed.active():
+                    raise
+            message = f"Memory ran out with patches of {_times(patch)} voxels; going on with {_times(smaller)}."
+            self.events.emit("warning", code="smaller_patches", message=message)
+            patch = smaller
+
+    def _patches(self) -> Iterator[tuple[int, ...]]:
+        """The base's window, and then halves of it that the network takes as well."""
+        patch = self.patch
+        yield patch
+        while max(patch) >= 2 * SMALLEST_PATCH:
+            patch = tuple(size // 2 if size >= 2 * SMALLEST_PATCH else size for size in patch)
+            if self.site.base.takes_window(self.network, patch):
+                yield patch
+
+    def _measure(self, patch: Sequence[int]) -> tuple[float, int]:
+        """Seconds and most bytes of a step."""
+        groups = self.site.groups(self.config)
+        cases = list(self.cached.values())
+
+        def trial(steps: int, count: int) -> None:
+            model = TensorCurModel(self.network, self.config)
+            settings = replace(self.settings, steps=steps, check_every=steps)
+            train(model, cases[:count], groups, patch, settings, self.device, NullEvents())
+
+        peak = peak_bytes(lambda: trial(1, 1), self.device)  # which also warms up
+        started = time.monotonic()
+        trial(TRIAL_STEPS, len(cases))
+        # The trial has one check, which costs about as much as two steps.
+        return (time.monotonic() - started) / (TRIAL_STEPS + 2), peak
+
+    def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
+        """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
+        model = TensorCurModel(self.network, self.config)
+        groups = self.site.groups(self.config)
+        settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
+        events = Labelled(self.events, training=number)
+        return model, train(model, cases, groups, self.patch, settings, self.device, events, self.job.checkpoint)
+
+    def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
+        """Train once for each fold on the other folds, and score base and adapter on the cases held out."""
+        done = []
+        for number, held_out in enumerate(folds, start=1):
+            fold = distributed.first(partial(self.job.remembered, f"fold-{number}"))
+            if fold is None:
+                title = (
+                    f"Cross-validation {number} of {len(folds)}: {len(held_out)} of {len(self.cached)} cases held out"
+                )
+                self.events.emit("stage", name=f"fold-{number}", title=title)
+                fold = self._validate_fold(number, held_out)
+                distributed.first(partial(self.job.remember, f"fold-{number}", fold))
+            for part in ("base", "adapted"):
+                dice = [score["dice"] for score in fold[part] if score["dice"] is not None]
+                if dice:
+                    self.events.emit("metric", name=f"{part}_dice", value=sum(dice) / len(dice), fold=number)
+            done.append(fold)
+        return done
+
+    def _validate_fold(self, number: int, held_out: Sequence[Case]) -> dict[str, Any]:
+        names = {case.name for case in held_out}
+        untrained = TensorCurModel(self.network, self.config)
+        base_scores = self._scores(untrained, held_out)
+        model, result = self.train([item for name, item in self.cached.items() if name not in names], number)
+        scores = self._scores(model, held_out)
+        return {
+            "cases": sorted(names),
+            "best_step": result.best_step,
+            "base": [asdict(score) for score in base_scores],
+            "adapted": [asdict(score) for score in scores],
+        }
+
+    def _scores(self, model: TensorCurModel, cases: Sequence[Case]) -> list[Score]:
+        segmenter = self.site.segmenter(model, self.device)
+        scores = distributed.shared(lambda case: score_cases(segmenter, [case], self.site.structures), cases)
+        return [score for of_case in scores for score in of_case]
+
+    def report(
+        self, model: TensorCurModel, result: TrainingResult, validation: Sequence[Mapping[str, Any]], minutes: float
+    ) -> dict[str, Any]:
+        """Put together report.json."""
+        return build_report(
+            [Score(**score) for fold in validation for score in fold["base"]] or None,
+            [Score(**score) for fold in validation for score in fold["adapted"]] or None,
+            folds=[{"cases": fold["cases"], "best_step": fold["best_step"]} for fold in validation],
+            training={**self._training(model, result), "minutes": round(minutes, 2), "curve": result.curve},
+            size={
+                "trained_numbers": model.trained_counts()["total"],
+                "base_numbers": sum(p.numel() for p in self.network.parameters()),
+                "adapter_bytes": weights_bytes(model.trained_state()),
+                "base_bytes": self.site.base.weights.stat().st_size,
+            },
+            subjects={case.name: case.subject for case in self.site.dataset.cases},
+        )
+
+    def details(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
+        """Say in adapter_config.json where the adapter comes from."""
+        base = self.site.base
+        return {
+            "base_model": {
+                "name": base.name,
+                "version": str(base.metadata.get("version", "")),
+                "sha256": base.sha256,
+            },
+            "structures": [structure.to_dict() for structure in self.site.structures],
+            "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
+            "training": self._training(model, result),
+            "versions": versions(),
+            "created": time.strftime("%Y-%m-%d"),
+        }
+
+    def _training(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
+        counts = {f"trained_{part}": number for part, number in model.trained_counts().items()}
+        return {
+            **asdict(self.settings),
+            "patch": _times(self.patch),
+            **counts,
+            "cases": len(self.cached),
+            "best_step": result.best_step,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Say which versions of the program and of what computes in it are at work."""
+    return {"tcurlora": __version__, **{name: version(name) for name in ("torch", "monai", "SimpleITK", "numpy")}}
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    validation = report["cross_validation"]
+    return (
+        "" if validation is None else summary_table({part: validation[part]["summary"] for part in ("base", "adapted")})
+    )
