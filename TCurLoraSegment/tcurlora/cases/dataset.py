@@ -37,6 +37,8 @@ class Case:
         label: file of the segmentation.
         subject: whose scan it is.
         background: label numbers that mean background, besides 0.
+        channels: files or folders of further input channels, in the model's order; `image` is the first.
+        ignore: label numbers of voxels that nobody labeled: they count neither in training nor in scores.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Case:
     label: Path
     subject: str
     background: tuple[int, ...] = ()
+    channels: tuple[Path, ...] = ()
+    ignore: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def find_cases(data: Path, declared: Sequence[Structure] = ()) -> Dataset:
 def files_of_cases(cases: Iterable[Case]) -> Iterator[Path]:
     """Name all files that scans and segmentations of cases are read from, with what lies beside them."""
     for case in cases:
-        yield from files_of(case.image)
+        for image in (case.image, *case.channels):
+            yield from files_of(image)
         yield from segmentation_files(case.label)
 
 
