@@ -75,6 +75,17 @@ class Nnunet(BaseModel):
         return self.trained.values if self.trained.regions else self.trained.values[1:]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What nnU-Net does not record of its training data."""
+        if self.trained.orientation is not None:
+            return ()
+        return (
+            "nnU-Net does not record how its training scans were oriented, so scans are taken as they are stored. "
+            "If yours are stored in another orientation than those, the result is wrong: say the orientation of the "
+            "training data when you add the model (--orientation).",
+        )
+
+    @property
     def mirror_axes(self) -> tuple[int, ...]:
         """Axes of the network along which nnU-Net mirrors its windows; none where it was not trained for that."""
         axes = read_checkpoint(self.weights).get("inference_allowed_mirroring_axes")
@@ -179,7 +190,7 @@ def open_nnunet(path: Path, fold: str = "") -> Nnunet:
         channels=trained.channels,
         input_channels=trained.input_channels,
         preprocessing=NnunetPreprocessing.of(trained),
-        windows=Windowing(trained.patch, 0.5, blend="logits"),
+        windows=Windowing(trained.patch, 0.5, "gaussian_peak", blend="logits", placement="even"),
         weights=trained.weights(folds[0]),
         activation="sigmoid" if trained.regions else "softmax",
         trained=trained,
@@ -330,7 +341,10 @@ def network_weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tens
                 name = name.removeprefix(prefix)
             if _ALIASES.search(name):
                 continue
-            if not isinstance(tensor, Tensor) or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+            ):
                 raise ValueError(f"'{name}' is not a tensor with numbers of its own")
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             # A network with any other value has no opinion on any voxel, and does not say so.

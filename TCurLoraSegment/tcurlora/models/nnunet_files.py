@@ -1,8 +1,8 @@
 """nnU-Net's trained models on disk: found, and read as data; without torch.
 
-A trained model is the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 writes, with `plans.json`, `dataset.json` and
-a folder for each fold. Everything that its files say is checked here, so that nothing after it meets a number that is
-absurd or a name that is not on a list.
+A trained model is the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 writes, with `plans.json`, `dataset.json`
+and a folder for each fold. Everything that its files say is checked here, so that nothing after it meets a number that
+is absurd or a name that is not on a list.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -475,14 +475,15 @@ class _Reader:
         """The network of plans from before 2024, which name its sizes one by one."""
         name = self._class_name(configuration.get("UNet_class_name"))
         repeats = configuration.get("n_conv_per_stage_encoder")
-        base, most = configuration.get("UNet_base_num_features"), configuration.get("unet_max_num_features")
+        base: Any = configuration.get("UNet_base_num_features")
+        most: Any = configuration.get("unet_max_num_features")
         if not isinstance(repeats, list) or not 0 < len(repeats) <= LARGEST["stages"]:
             self.bad("does not say in its plans how many stages its network has")
         if not all(_is_number(v, True) and 0 < v <= LARGEST["features"] for v in (base, most)):
             self.bad("does not say in its plans how many features its network has")
         given = {
             "n_stages": len(repeats),
-            "features_per_stage": [min(int(base) * 2**i, int(most)) for i in range(len(repeats))],  # type: ignore[arg-type]
+            "features_per_stage": [min(int(base) * 2**i, int(most)) for i in range(len(repeats))],
             "conv_op": "Conv3d",
             "kernel_sizes": configuration.get("conv_kernel_sizes"),
             "strides": configuration.get("pool_op_kernel_sizes"),
@@ -525,7 +526,7 @@ class _Reader:
         }
         if name == "ResidualEncoderUNet":
             del checks["nonlin_first"]
-            checks["stem_channels"] = lambda v: v is None or _is_size(v, LARGEST["features"]) and isinstance(v, int)
+            checks["stem_channels"] = lambda v: v is None or (_is_size(v, LARGEST["features"]) and isinstance(v, int))
             checks["bottleneck_channels"] = lambda v: v is None or _is_size(v, LARGEST["features"])
         arguments: dict[str, Any] = {}
         for key, value in given.items():
@@ -568,7 +569,11 @@ class _Reader:
             self.bad("does not name its labels in dataset.json")
         members = {str(name): value if isinstance(value, list) else [value] for name, value in labels.items()}
         for name, values in members.items():
-            if not values or len(values) > MOST_LABELS or not all(_is_number(v, True) and 0 <= v < 2**15 for v in values):
+            if (
+                not values
+                or len(values) > MOST_LABELS
+                or not all(_is_number(v, True) and 0 <= v < 2**15 for v in values)
+            ):
                 self.bad(f"has the label '{_short(name)}' without a label number in dataset.json")
         if members.get(BACKGROUND) != [0]:
             self.bad(f"has no label '{BACKGROUND}' of number 0 in dataset.json")
@@ -656,8 +661,10 @@ class _Reader:
         if settings.is_file():
             found = read_json(settings).get("orientation")
             if found is not None and not (isinstance(found, str) and is_orientation(found)):
-                self.bad(f"has the orientation {_short(found)} in {SETTINGS}", "Write three letters there, such as RAS.")
-            return found, "settings" if found else ""
+                self.bad(
+                    f"has the orientation {_short(found)} in {SETTINGS}", "Write three letters there, such as RAS."
+                )
+            return found, "settings"
         if self.plans.get("image_reader_writer") in REORIENTING:
             return "RAS", "reader"
         if "TotalSegmentator" in self._dataset_name() or _is_inside(self.folder, totalsegmentator_folder()):
@@ -710,24 +717,69 @@ def _is_plain(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return repr(value) if len(text) <= 60 and not isinstance(value, str) else f"'{text[:60]}{'...' if len(text) > 60 else ''}'"
+    return (
+        repr(value)
+        if len(text) <= 60 and not isinstance(value, str)
+        else f"'{text[:60]}{'...' if len(text) > 60 else ''}'"
+    )
 
 
 # Copying
 
 
-def files_to_keep(names: Sequence[PurePosixPath], folds: Sequence[str]) -> list[PurePosixPath]:
-    """Choose, of the files in a trained model's folder, those that a base model needs.
+def name_of(path: Path) -> str:
+    """What a model is called when it is added without a name: as its description says."""
+    folder = the_trained_folder(path)
+    plans = read_json(folder / PLANS).get("dataset_name")
+    dataset = plans if isinstance(plans, str) and 0 < len(plans) < 200 else folder.resolve().parent.name
+    return model_name(dataset, _configuration_of(folder.resolve()) or CONFIGURATIONS[0])
+
+
+def files_to_copy(path: Path, fold: str) -> list[tuple[Path, PurePosixPath]]:
+    """List the files of a trained model that a base model needs, each with its place in a copy.
+
+    The copy keeps the folder's name, which says the configuration, so that nnU-Net itself can run it too.
 
     Args:
-        names: paths inside of TRAINER__PLANS__CONFIGURATION.
-        folds: whose weights to keep.
+        path: leads to the model.
+        fold: whose weights to copy, as for `choose_folds`.
+
+    Raises:
+        InputError: when there is no such model, or no such fold.
     """
-    wanted = {PLANS, DATASET, SETTINGS, *(f"fold_{fold}/{CHECKPOINT}" for fold in folds)}
-    return [name for name in names if name.as_posix() in wanted or _is_license(name)]
+    trained = read_trained(path)
+    files = [trained.folder / PLANS, trained.folder / DATASET]
+    files += [trained.weights(name) for name in choose_folds(trained, fold)]
+    files += [entry for entry in _entries(trained.folder) if _is_license(entry) and entry.is_file()]
+    top = trained.folder.resolve().name
+    return [(file, PurePosixPath(top, *file.relative_to(trained.folder).parts)) for file in files]
 
 
-def _is_license(name: PurePosixPath) -> bool:
-    return len(name.parts) == 1 and name.name.upper().startswith(("LICENSE", "LICENCE"))
+def settings_of_copy(path: Path, orientation: str) -> dict[PurePosixPath, str]:
+    """What a copy says about the orientation of the training data, which is not known any more elsewhere.
+
+    Args:
+        path: leads to the model.
+        orientation: such as `RAS`; `stored` for scans as they are stored; what can be found out when empty.
+
+    Raises:
+        InputError: when it is not an orientation.
+    """
+    trained = read_trained(path)
+    code: str | None = orientation.strip().upper()
+    if code == "STORED":
+        code = None
+    elif not code:
+        code = trained.orientation
+    elif not is_orientation(code):
+        raise InputError(
+            f"'{orientation}' is not an orientation.",
+            "Write three letters that say where the axes point to, such as RAS or LPS, or 'stored'.",
+            "usage",
+        )
+    text = json.dumps({"orientation": code}, indent=2) + "\n"
+    return {PurePosixPath(trained.folder.resolve().name, SETTINGS): text}
 
 
+def _is_license(path: Path) -> bool:
+    return path.name.upper().startswith(("LICENSE", "LICENCE"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tcurlora.errors import InputError
-from tcurlora.imaging.grids import MAX_GRID_VOXELS
+from tcurlora.imaging.grids import MAX_GRID_VOXELS, Scores
 from tcurlora.imaging.preprocessing import Prepared, Preprocessing
 from tcurlora.models.nnunet_files import TORCH, Normalization, Resampling, TrainedModel
 
@@ -88,7 +88,7 @@ class NnunetPreprocessing(Preprocessing):
         oriented = self._oriented(image)
         array = self._to_axes(oriented)
         spacing = self._spacing_of(oriented)
-        occupied = array.any(0)
+        occupied: np.ndarray = np.asarray(array.any(0))
         crop = _box(occupied)
         array = np.ascontiguousarray(array[(slice(None), *crop)])
         grid = NnunetGrid(self.orientation, _shape(occupied), crop, spacing)
@@ -115,8 +115,8 @@ class NnunetPreprocessing(Preprocessing):
             winner[better] = value
         return winner.numpy()
 
-    def labels_to_scan(self, scores: np.ndarray, prepared: Prepared, image: sitk.Image) -> sitk.Image:
-        """Resample class by class, and let the largest win, so that memory holds two classes of the scan and not all."""
+    def labels_to_scan(self, scores: Scores, prepared: Prepared, image: sitk.Image) -> sitk.Image:
+        """Resample class by class, and let the largest win; memory holds two classes of the crop and not all."""
         grid: NnunetGrid = prepared.grid
         best, winner = None, np.zeros(grid.cropped, np.uint16)
         for index, values in enumerate(self._on_crop(scores, grid)):
@@ -126,14 +126,14 @@ class NnunetPreprocessing(Preprocessing):
             better = values > best
             torch.where(better, values, best, out=best)
             winner[better.numpy()] = index
-        return self._to_scan(winner, grid, image, 0)
+        return self._placed(winner, grid, image, 0)
 
     def map_to_scan(
         self, values: np.ndarray, prepared: Prepared, image: sitk.Image, outside: float = 0.0
     ) -> sitk.Image:
         """Resample as the network's output is."""
         (cropped,) = self._on_crop(values[None], prepared.grid)
-        return self._to_scan(cropped.numpy(), prepared.grid, image, outside)
+        return self._placed(cropped.numpy(), prepared.grid, image, outside)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it as JSON types."""
@@ -211,13 +211,13 @@ class NnunetPreprocessing(Preprocessing):
                     )
                 channel /= 255.0
 
-    def _on_crop(self, scores: np.ndarray, grid: NnunetGrid) -> Iterator[Tensor]:
+    def _on_crop(self, scores: Scores, grid: NnunetGrid) -> Iterator[Tensor]:
         """Bring (class, *axes) to the crop's own voxels, one class at a time."""
         for index in range(scores.shape[0]):
             one = torch.from_numpy(np.ascontiguousarray(scores[index], dtype=np.float32))[None]
             yield resize(one, grid.cropped, self.spacing, grid.spacing, self.resampling_back)[0]
 
-    def _to_scan(self, values: np.ndarray, grid: NnunetGrid, image: sitk.Image, outside: float) -> sitk.Image:
+    def _placed(self, values: np.ndarray, grid: NnunetGrid, image: sitk.Image, outside: float) -> sitk.Image:
         """Put a crop back into its place, its axes back into the scan's order, and that onto the scan's grid."""
         whole = np.full(grid.whole, outside, values.dtype)
         whole[grid.crop] = values
@@ -359,7 +359,8 @@ def _spline(volume: Tensor, shape: Sequence[int], order: int, axes: Sequence[int
 
 
 def _along(volume: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
-    return torch.tensordot(torch.from_numpy(matrix), volume, dims=([1], [axis])).movedim(0, axis)
+    product: Tensor = torch.tensordot(torch.from_numpy(matrix), volume, dims=([1], [axis]))
+    return product.movedim(0, axis)
 
 
 @lru_cache(maxsize=32)
