@@ -125,6 +125,20 @@ class BundleConfig:
         """
         return self._at(key, 0) if key in self._content else default
 
+    def components(self, class_name: str) -> list[dict[str, Any]]:
+        """Find the components of a class anywhere in the file, as they stand there."""
+        found: list[dict[str, Any]] = []
+        waiting: list[Any] = [self._content]
+        while waiting:
+            value = waiting.pop(0)
+            if isinstance(value, dict):
+                if str(value.get("_target_", "")).rpartition(".")[2] == class_name:
+                    found.append(value)
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
+        return found
+
     def resolve(self, value: Any) -> Any:
         """Resolve a value as if it stood in the file."""
         return self._resolve(value, 0)
@@ -308,6 +322,22 @@ def first_unknown(value: Any) -> Unknown | None:
         return Unknown(value.file, "is a file that is read only for the architecture of a network")
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next((found for part in parts if (found := first_unknown(part)) is not None), None)
+
+
+def has_component(value: Any) -> bool:
+    """Return whether there is anything in a resolved value that MONAI would instantiate."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(has_component(part) for part in value.values())
+    return isinstance(value, list) and any(has_component(part) for part in value)
+
+
+def has_expression(value: Any) -> bool:
+    """Return whether MONAI's config parser would execute or resolve anything in a value."""
+    if isinstance(value, str):
+        return value.startswith(("$", "@", "%"))
+    if isinstance(value, dict):
+        return "_target_" in value or any(has_expression(v) for v in value.values())
+    return isinstance(value, list) and any(has_expression(v) for v in value)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -64,10 +64,10 @@ NETWORKS: dict[str, NetworkClass] = {
     "HighResNet": NetworkClass(),
     "AHNet": NetworkClass(fixed={"pretrained": False}, dropped=("progress",)),
     "MedNeXt": _SUPERVISED,
-    "MedNeXtSmall": _SUPERVISED,
-    "MedNeXtBase": _SUPERVISED,
-    "MedNeXtMedium": _SUPERVISED,
-    "MedNeXtLarge": _SUPERVISED,
+    "MedNeXtS": _SUPERVISED,
+    "MedNeXtB": _SUPERVISED,
+    "MedNeXtM": _SUPERVISED,
+    "MedNeXtL": _SUPERVISED,
 }
 """Three-dimensional classes of `monai.networks.nets` that take an image and give logits."""
 

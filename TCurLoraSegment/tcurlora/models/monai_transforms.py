@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,7 +30,7 @@ from monai.transforms import (
 from monai.transforms.utils import convert_applied_interp_mode
 from torch import Tensor
 
-from tcurlora.imaging.grids import labels_on_grid, require_resamplable, to_array
+from tcurlora.imaging.grids import Scores, index_of_largest, labels_on_grid, require_resamplable, to_array
 from tcurlora.imaging.preprocessing import Prepared, Preprocessing
 
 # The transforms that a base model may ask for; nothing else is ever instantiated from its files.
@@ -76,13 +76,14 @@ class MonaiTransforms(Preprocessing):
     Attributes:
         spacing: voxel size in mm along the array's axes; None keeps that of the scan.
         steps: each a name from `INTENSITY` or `GEOMETRY`, or `ORIENTATION`, and its arguments.
-        labels_back: whether labels are brought back to the scan, and not scores.
+        back: what is brought back to the scan: `probabilities` of the logits that the windows are averaged in, these
+            `logits` themselves, or the `labels`.
         largest_only: whether of each class only the largest connected component is kept.
     """
 
     spacing: tuple[float, float, float] | None
     steps: tuple[Step, ...]
-    labels_back: bool = False
+    back: Literal["probabilities", "logits", "labels"] = "probabilities"
     largest_only: bool = False
 
     @property
@@ -122,36 +123,54 @@ class MonaiTransforms(Preprocessing):
         grid: MonaiGrid = prepared.grid
         return labels_on_grid(labels, grid_image(grid.affine, grid.shape))
 
-    def labels_to_scan(self, scores: np.ndarray, prepared: Prepared, image: sitk.Image) -> sitk.Image:
-        """Undo the transforms class by class, and let the largest win; or those of the labels themselves."""
-        if self.labels_back:
-            classes = np.argmax(scores, axis=0)
+    def labels_to_scan(self, scores: Scores, prepared: Prepared, image: sitk.Image) -> sitk.Image:
+        """Undo the transforms class by class, and let the largest win; or undo them for the labels.
+
+        Args:
+            scores: (class, *axes) logits, the background first.
+            prepared: the scan as it was prepared.
+            image: the scan.
+        """
+        logits = (scores[index] for index in range(scores.shape[0]))
+        if self.back == "labels":
+            classes = index_of_largest(logits)
             if self.largest_only:
                 classes = largest_components(classes)
-            back = self._back(classes.astype(np.float32), prepared.grid, nearest=True)
-            return _image(np.rint(back).astype(np.uint16), image)
-        best = self._back(scores[0], prepared.grid)
-        winner = np.zeros(best.shape, np.uint16)
-        for index in range(1, len(scores)):
-            score = self._back(scores[index], prepared.grid)
-            better = score > best
-            best[better] = score[better]
-            winner[better] = index
-        return _image(largest_components(winner) if self.largest_only else winner, image)
+            return _image(np.rint(self._back(classes, prepared.grid, nearest=True)).astype(np.uint16), image)
+        if self.back == "probabilities":
+            total = _log_sum(scores)
+            logits = (np.exp(logit - total) for logit in logits)
+        classes = index_of_largest(self._back(values, prepared.grid) for values in logits)
+        return _image(largest_components(classes) if self.largest_only else classes, image)
+
+    def region_to_scan(self, score: np.ndarray, above: float, prepared: Prepared, image: sitk.Image) -> np.ndarray:
+        """Undo the transforms for the logits of a region, or for its probabilities or voxels."""
+        if self.back == "labels":
+            inside = self._back(score > above, prepared.grid, nearest=True) > 0.5
+        elif self.back == "probabilities":
+            inside = self._back(_sigmoid(score - above), prepared.grid) > 0.5
+        else:
+            inside = self._back(score, prepared.grid) > above
+        if self.largest_only:
+            inside = largest_components(inside.astype(np.uint8)) > 0
+        mask: np.ndarray = inside.transpose(2, 1, 0)
+        return mask
 
     def map_to_scan(
         self, values: np.ndarray, prepared: Prepared, image: sitk.Image, outside: float = 0.0
     ) -> sitk.Image:
         """Undo the transforms; what they cut off is `outside`."""
-        back = self._back((values - outside).astype(np.float32), prepared.grid) + outside
-        return _image(back.astype(np.float32), image)
+        back = self._back(values, prepared.grid)
+        if any(name == "CropForeground" for name, _ in self.steps):
+            back[self._back(np.ones_like(values), prepared.grid, nearest=True) < 0.5] = outside
+        return _image(back, image)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe it as JSON types."""
         return {
             "spacing": None if self.spacing is None else list(self.spacing),
             "steps": [{"name": name, **arguments} for name, arguments in self.steps],
-            "labels_back": self.labels_back,
+            "back": self.back,
             "largest_only": self.largest_only,
         }
 
@@ -180,6 +199,19 @@ def grid_image(affine: Tensor, shape: Sequence[int]) -> sitk.Image:
     grid.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
     grid.SetOrigin(matrix[:3, 3].tolist())
     return grid
+
+
+def _log_sum(logits: Scores) -> np.ndarray:
+    """Logarithm of the sum of the exponentials of all classes, one class at a time in memory."""
+    total = np.full(logits.shape[1:], -np.inf, np.float32)
+    for index in range(logits.shape[0]):
+        np.logaddexp(total, logits[index], out=total)
+    return total
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    probabilities: np.ndarray = torch.from_numpy(logits).sigmoid().numpy()
+    return probabilities
 
 
 def largest_components(classes: np.ndarray) -> np.ndarray:
