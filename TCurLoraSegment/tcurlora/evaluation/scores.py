@@ -45,15 +45,15 @@ def score_case(
 
     Args:
         case: name of the case.
-        predicted: label values, shape (x, y, z).
-        truth: label values, shape (x, y, z), on the same voxels.
+        predicted: label values, shape (x, y, z), or (layer, x, y, z) where structures overlap.
+        truth: label values in such a shape, on the same voxels.
         spacing: size of a voxel along x, y and z in mm.
         structures: label value of each structure.
 
     Raises:
         InputError: when the shapes differ.
     """
-    if predicted.shape != truth.shape:
+    if predicted.shape[-3:] != truth.shape[-3:]:
         raise InputError(
             f"Case '{case}': the prediction has {_shape(predicted)} voxels, the truth {_shape(truth)}.",
             "Compare segmentations of the same scan.",
@@ -62,7 +62,7 @@ def score_case(
     voxel_ml = math.prod(spacing) / 1000
     scores = []
     for name, value in structures.items():
-        a, b = predicted == value, truth == value
+        a, b = _mask(predicted, value), _mask(truth, value)
         size_a, size_b = int(a.sum()), int(b.sum())
         dice = hd95 = distance = None
         if size_a or size_b:
@@ -181,8 +181,14 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def _mask(labels: np.ndarray, value: int) -> np.ndarray:
+    """Where a structure is, in whichever layer: (x, y, z)."""
+    mask: np.ndarray = np.equal(labels, value).reshape(-1, *labels.shape[-3:]).any(0)
+    return mask
+
+
 def _shape(array: np.ndarray) -> str:
-    return "x".join(str(size) for size in array.shape)
+    return "x".join(str(size) for size in array.shape[-3:])
 
 
 def _present(values: Any) -> list[float]:

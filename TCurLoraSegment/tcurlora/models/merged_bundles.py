@@ -25,7 +25,8 @@ from tcurlora.models.adapter_files import (
     require_absent,
 )
 from tcurlora.models.base_model import BaseModel
-from tcurlora.models.monai_bundle import MonaiBundle, has_expression, open_bundle, write_bundle
+from tcurlora.models.bundle_config import has_expression
+from tcurlora.models.monai_bundle import ANTIALIASED, RESAMPLING, MonaiBundle, open_bundle, write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 
 # What describes the base and stays true of the merged model.
