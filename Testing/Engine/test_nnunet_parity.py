@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_mirroring_and_folds_are_nnunets(trained: Trained, tmp_path: Path) -> No
         ours = segmented(model, files, mirror=mirror, fold=",".join(map(str, folds)))
         require_equal(ours, theirs, logits)
         results.append(ours)
-    assert all((a != b).any() for a, b in zip(results, results[1:], strict=False))
+    assert all((a != b).any() for a, b in itertools.pairwise(results))
 
 
 def test_fold_all_is_taken_where_there_is_no_fold_0(trained: Trained) -> None:

@@ -6,8 +6,8 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from tcurlora.models.channels_last_norms import replace_norms
+from tcurlora.models.network_building import Unfilled, of_size
 from tcurlora.models.weights_files import misfits, named_as
 
 LARGEST_ARGUMENT = 8192
@@ -137,9 +136,9 @@ def make_network(network_def: Mapping[str, Any], numbers: int) -> nn.Module:
     with contextlib.redirect_stdout(io.StringIO()):  # some networks print, and the output is read by programs
         # First without memory, for those that can be made so: what the config asks for may be anything.
         if "dints_space" not in arguments:
-            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _Unfilled(), _of_size(numbers):
+            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), Unfilled(), of_size(numbers):
                 make(**arguments)
-        with _of_size(numbers):
+        with of_size(numbers):
             if "dints_space" in arguments:
                 arguments = _with_topology(arguments)
             network: nn.Module = make(**arguments)
@@ -211,36 +210,3 @@ def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
     kept = {name: tensor for name, tensor in state.items() if not (_NEVER_RUN.search(name) and name not in own)}
     return norms | kept
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leave parameters as they are that a network fills while it is made.
-
-    On a device without numbers there is nothing to fill, but torch loads its compiler for some functions that fill.
-    """
-
-    def __torch_function__(
-        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), named: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return function(*args, **(named or {}))
-
-
-@contextmanager
-def _of_size(numbers: int) -> Iterator[None]:
-    """Stop the making of a network that has far more parameters than its weights."""
-    made = 0
-
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
-        nonlocal made
-        made += 0 if parameter is None else parameter.numel()
-        if made > 2 * numbers + 1000:
-            raise ValueError("it would be larger than its weights")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
