@@ -324,10 +324,21 @@ def predict(
 @contextlib.contextmanager
 def _sums_in(dtype: Any) -> Iterator[None]:
     """Let nnU-Net add windows up in another precision than half."""
-    import torch
     from nnunetv2.inference import predict_from_raw_data as module
 
     gaussian = partial(module.compute_gaussian.__wrapped__, dtype=dtype)
     gaussian.cache_clear = lambda: None  # type: ignore[attr-defined]
-    with patch.object(torch, "half", dtype), patch.object(module, "compute_gaussian", gaussian):
+    with patch.object(module, "torch", _Torch(dtype)), patch.object(module, "compute_gaussian", gaussian):
         yield
+
+
+class _Torch:
+    """torch, in which `half` is another precision."""
+
+    def __init__(self, half: Any) -> None:
+        self.half = half
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return getattr(torch, name)

@@ -217,9 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge = command("merge", _merge, "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
-    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
@@ -484,7 +484,7 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
-    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    _print(options, {"path": options.out}, f"Merged model: {options.out}")
     return 0
 
 

@@ -107,10 +107,10 @@ def find_base_folder(name_or_folder: str | Path) -> Path:
     """
     text = str(name_or_folder)
     folder = Path(name_or_folder)
-    if text and (is_folder(folder) or folder.suffix == ".pth"):
+    if text and (is_folder(folder) or folder.suffix.lower() in (".pth", ".zip")):
         if kind_of(folder) is not None:
             return folder
-        if not _NAME.fullmatch(text):
+        if not _NAME.fullmatch(text) or folder.suffix.lower() == ".zip":
             raise not_a_model(folder)
     entry = show_model(text)
     if entry["on_disk"]:

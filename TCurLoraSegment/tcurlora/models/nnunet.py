@@ -235,16 +235,9 @@ def make_network(trained: TrainedModel, parameters: int, channels: int) -> nn.Mo
         InputError: when the package is missing that it comes from.
         Exception: of many kinds, when its arguments do not fit together.
     """
-    classes = _classes()
-    arguments = {
-        key: getattr(nn, value) if key in OPERATIONS and value is not None else value
-        for key, value in trained.arguments.items()
-    }
 
     def make() -> nn.Module:
-        network: nn.Module = classes[trained.architecture](
-            input_channels=len(trained.input_channels), num_classes=channels, deep_supervision=False, **arguments
-        )
+        network = whole_network(trained, channels)
         decoder: Any = network.decoder
         for number in range(len(decoder.seg_layers) - 1):
             decoder.seg_layers[number] = nn.Identity()
@@ -253,6 +246,26 @@ def make_network(trained: TrainedModel, parameters: int, channels: int) -> nn.Mo
         return network
 
     return build_within(make, parameters)
+
+
+def whole_network(trained: TrainedModel, channels: int) -> nn.Module:
+    """Make the network as nnU-Net does, with all of its heads and all names of its weights.
+
+    Args:
+        trained: which one.
+        channels: outputs.
+
+    Raises:
+        InputError, Exception: as `make_network`.
+    """
+    arguments = {
+        key: getattr(nn, value) if key in OPERATIONS and value is not None else value
+        for key, value in trained.arguments.items()
+    }
+    network: nn.Module = _classes()[trained.architecture](
+        input_channels=len(trained.input_channels), num_classes=channels, deep_supervision=False, **arguments
+    )
+    return network
 
 
 def _classes() -> dict[str, type[nn.Module]]:

@@ -7,6 +7,7 @@ is absurd or a name that is not on a list.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -58,6 +59,8 @@ DEEPEST = 5
 """Folders below the given one that are looked into: of results, data set and trained model, and two above them."""
 LARGEST = {"stages": 12, "features": 8192, "kernel": 15, "stride": 16, "repeats": 32, "patch": 1024, "channels": 64}
 MOST_LABELS = 4096
+LOOKED_AT = 3
+"""Training scans whose orientation is looked at."""
 
 _TRAINED = re.compile(r"(?P<trainer>.+?)__(?P<plans>.+)__(?P<configuration>[^_].*)")
 _FOLD = re.compile(r"fold_(all|\d{1,3})")
@@ -289,23 +292,24 @@ def _entries(folder: Path) -> list[Path]:
 # Reading
 
 
-def read_trained(path: Path) -> TrainedModel:
+def read_trained(path: Path, look: bool = True) -> TrainedModel:
     """Read what the files of a trained model say.
 
     Args:
         path: TRAINER__PLANS__CONFIGURATION, or a folder that leads to it.
+        look: at the training data for its orientation, where it is on this computer and nothing else says it.
 
     Raises:
         InputError: when they cannot be read, or say something that this program does not do as nnU-Net does.
     """
     folder = the_trained_folder(path)
-    return _Reader(folder).read()
+    return _Reader(folder, look).read()
 
 
 def describe_trained(path: Path) -> dict[str, Any]:
     """Describe a model for lists, as far as its files can be read: `kind`, `title`, `structures` and the like."""
     try:
-        trained = read_trained(path)
+        trained = read_trained(path, look=False)
     except InputError as error:
         return {"kind": KIND, "title": path.name, "structures": [], "problem": error.message}
     return {
@@ -346,8 +350,9 @@ def read_json(path: Path) -> dict[str, Any]:
 class _Reader:
     """Reads one trained model; every value that is taken over has been looked at."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, look: bool) -> None:
         self.folder = folder
+        self.look = look
         self.plans = read_json(folder / PLANS)
         self.dataset = read_json(folder / DATASET)
         match = _TRAINED.fullmatch(folder.resolve().name)
@@ -670,7 +675,20 @@ class _Reader:
         if "TotalSegmentator" in self._dataset_name() or _is_inside(self.folder, totalsegmentator_folder()):
             # It brings each scan to RAS before nnU-Net sees it.
             return "RAS", "TotalSegmentator"
-        return None, ""
+        found = self._orientation_of_training_data() if self.look else None
+        return found, "training data" if found else ""
+
+    def _orientation_of_training_data(self) -> str | None:
+        """The orientation of the first training scans, where these are on this computer and agree."""
+        ending = self.dataset.get("file_ending")
+        results = self.folder.resolve().parents[1] if len(self.folder.resolve().parents) > 1 else self.folder
+        raws = [os.environ.get("nnUNet_raw") or "", str(results.parent / "nnUNet_raw")]  # noqa: SIM112
+        names = dict.fromkeys((self._dataset_name(), self.folder.resolve().parent.name))
+        for folder in (Path(raw, name, "imagesTr") for raw in filter(None, raws) for name in names):
+            if isinstance(ending, str) and (scans := sorted(folder.glob(f"*_0000{glob.escape(ending)}"))[:LOOKED_AT]):
+                found = {_stored_orientation(scan) for scan in scans}
+                return found.pop() if len(found) == 1 else None
+        return None
 
 
 def totalsegmentator_folder() -> Path:
@@ -685,6 +703,20 @@ def _is_inside(folder: Path, top: Path) -> bool:
     with suppress(OSError, ValueError, RuntimeError):
         return top.resolve() in folder.resolve().parents
     return False
+
+
+def _stored_orientation(scan: Path) -> str | None:
+    """Read where the axes of a scan point to, from its header."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(scan))
+    try:
+        reader.ReadImageInformation()
+        code = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(reader.GetDirection())
+    except RuntimeError:
+        return None
+    return str(code) if is_orientation(str(code)) else None
 
 
 def is_orientation(text: str) -> bool:
