@@ -303,9 +303,7 @@ def predict(
         )
         spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
         shape = properties["shape_after_cropping_and_before_resampling"]
-        resampled = np.asarray(
-            configuration.resampling_fn_probabilities(logits, shape, configuration.spacing, spacing)
-        )
+        resampled = np.asarray(configuration.resampling_fn_probabilities(logits, shape, configuration.spacing, spacing))
         whole = np.full((len(resampled), *properties["shape_before_cropping"]), np.nan)
         box = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
         whole[(slice(None), *box)] = resampled

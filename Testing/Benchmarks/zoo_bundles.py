@@ -9,23 +9,15 @@ scan as the network gets it, the probabilities, and the labels on the scan. Each
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
 import os
 import re
-import resource
 import shutil
-import subprocess
-import sys
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -36,8 +28,9 @@ from torch import Tensor
 
 from tcurlora.imaging.label_layers import mask_of
 from tcurlora.inference.segmenter import Segmenter
-from tcurlora.models.monai_bundle import MonaiBundle, inference_file, open_bundle
-from tcurlora.models.monai_transforms import MonaiTransforms, affine_of
+from tcurlora.models.bundle_files import inference_file
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle
+from tcurlora.models.monai_transforms import affine_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = Path(os.environ.get("TCURLORA_ZOO") or ROOT.parent / "shared" / "data" / "zoo_configs")
@@ -55,7 +48,14 @@ TAKEN = (
 )
 REFUSED = ("renalStructures_UNEST_segmentation", "vista3d", "wholeBrainSeg_Large_UNEST_segmentation")
 NEAR_TIE = 1e-4
-_BY_HAND = ("LoadImaged", "EnsureChannelFirstd", "SaveImaged", "Lambdad", "MergeClassesd", "KeepLargestConnectedComponentd")
+_BY_HAND = (
+    "LoadImaged",
+    "EnsureChannelFirstd",
+    "SaveImaged",
+    "Lambdad",
+    "MergeClassesd",
+    "KeepLargestConnectedComponentd",
+)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
             clicks = 2 if "Guidance" in name else clicks
         elif name == "ConcatImages":
             joined = torch.cat([data[key].as_tensor() for key in entry["keys_merge"]])
-            data["image"] = MetaTensor(joined, meta=data["artery"].meta, applied_operations=data["artery"].applied_operations)
+            data["image"] = MetaTensor(
+                joined, meta=data["artery"].meta, applied_operations=data["artery"].applied_operations
+            )
         else:
             transform = _instance(parser, {**entry, "allow_missing_keys": True})
             data = transform(data)
@@ -251,7 +253,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
     for name, entry in zip(names_of_steps, steps, strict=True):
         if name == "Activationsd":
             pred = MetaTensor(pred.sigmoid() if sigmoid else pred.softmax(0), meta=data["image"].meta)
-        elif name == "AsDiscreted" and entry.get("argmax") and "Invertd" in names_of_steps[names_of_steps.index(name) :]:
+        elif (
+            name == "AsDiscreted" and entry.get("argmax") and "Invertd" in names_of_steps[names_of_steps.index(name) :]
+        ):
             pred, decided = MetaTensor(pred.argmax(0, keepdim=True).float(), meta=data["image"].meta), True
         elif name == "KeepLargestConnectedComponentd":
             pred = _instance(parser, entry)({"pred": pred})["pred"]
@@ -268,7 +272,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
 def _transforms(parser: ConfigParser, key: str) -> list[dict[str, Any]]:
     """The transforms of a config, which may be those of several lists."""
     found = parser[f"{key}::transforms"]
-    return found if isinstance(found, list) else [entry for name in re.findall(r"@(\w+)", found) for entry in parser[name]]
+    return (
+        found if isinstance(found, list) else [entry for name in re.findall(r"@(\w+)", found) for entry in parser[name]]
+    )
 
 
 def _instance(parser: ConfigParser, entry: dict[str, Any]) -> Any:

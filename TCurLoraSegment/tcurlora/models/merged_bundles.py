@@ -26,7 +26,7 @@ from tcurlora.models.adapter_files import (
 )
 from tcurlora.models.base_model import BaseModel
 from tcurlora.models.bundle_config import has_expression
-from tcurlora.models.monai_bundle import ANTIALIASED, RESAMPLING, MonaiBundle, open_bundle, write_bundle
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle, write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 
 # What describes the base and stays true of the merged model.

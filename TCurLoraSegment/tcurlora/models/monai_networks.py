@@ -6,8 +6,7 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,9 @@ import numpy as np
 import torch
 from monai.networks import nets
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from tcurlora.models.channels_last_norms import replace_norms
+from tcurlora.models.network_building import build_within, of_size
 from tcurlora.models.weights_files import misfits, named_as
 
 LARGEST_ARGUMENT = 8192
@@ -122,12 +120,12 @@ def is_modest(value: Any, items: int = 64) -> bool:
     return not isinstance(value, int | float) or abs(value) <= LARGEST_ARGUMENT
 
 
-def make_network(network_def: Mapping[str, Any], numbers: int) -> nn.Module:
+def make_network(network_def: Mapping[str, Any], parameters: int) -> nn.Module:
     """Make a network without weights.
 
     Args:
         network_def: `_target_`, a name in `NETWORKS`, and plain arguments.
-        numbers: how many its weights hold; it is not made when it would be much larger.
+        parameters: in its weights file; it is not made when it would be much larger.
 
     Raises:
         Exception: of any kind, as MONAI's networks raise them on arguments that do not fit.
@@ -135,17 +133,26 @@ def make_network(network_def: Mapping[str, Any], numbers: int) -> nn.Module:
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     make = getattr(nets, network_def["_target_"])
     with contextlib.redirect_stdout(io.StringIO()):  # some networks print, and the output is read by programs
-        # First without memory, for those that can be made so: what the config asks for may be anything.
-        if "dints_space" not in arguments:
-            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _Unfilled(), _of_size(numbers):
-                make(**arguments)
-        with _of_size(numbers):
-            if "dints_space" in arguments:
-                arguments = _with_topology(arguments)
-            network: nn.Module = make(**arguments)
+        if "dints_space" in arguments:
+            with of_size(parameters):
+                network: nn.Module = make(**_with_topology(arguments))
+        else:
+            network = build_within(lambda: make(**arguments), parameters)
     if isinstance(network, nets.BasicUNetPlusPlus):
         network.register_forward_hook(_last_output)
     return network
+
+
+def as_config(network_def: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network for MONAI's config parser, which instantiates it."""
+    described = {**network_def, "_target_": f"monai.networks.nets.{network_def['_target_']}"}
+    if "dints_space" in described:
+        space = described["dints_space"]
+        codes = [f"$np.array({code})" for code in space["arch_code"]]
+        target = f"monai.networks.nets.{_TOPOLOGY}"
+        described["dints_space"] = {**space, "_target_": target, "arch_code": codes, "device": "cpu"}
+        described["node_a"] = f"$torch.from_numpy(np.array({described['node_a']}))"
+    return described
 
 
 def give_weights(network: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -173,7 +180,7 @@ def _last_output(_network: nn.Module, _inputs: Any, output: Any) -> Any:
 
 def _with_topology(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Make the searched architecture of a DiNTS from its codes."""
-    space = {key: value for key, value in arguments["dints_space"].items() if key not in ("_target_", "device")}
+    space = {key: value for key, value in arguments["dints_space"].items() if key != "_target_"}
     codes = [np.asarray(code) for code in space.pop("arch_code")]
     node_a = torch.as_tensor(np.asarray(arguments["node_a"]))
     topology = getattr(nets, _TOPOLOGY)(**space, arch_code=codes, device="cpu")
@@ -211,36 +218,3 @@ def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
     kept = {name: tensor for name, tensor in state.items() if not (_NEVER_RUN.search(name) and name not in own)}
     return norms | kept
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leave parameters as they are that a network fills while it is made.
-
-    On a device without numbers there is nothing to fill, but torch loads its compiler for some functions that fill.
-    """
-
-    def __torch_function__(
-        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), named: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return function(*args, **(named or {}))
-
-
-@contextmanager
-def _of_size(numbers: int) -> Iterator[None]:
-    """Stop the making of a network that has far more parameters than its weights."""
-    made = 0
-
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
-        nonlocal made
-        made += 0 if parameter is None else parameter.numel()
-        if made > 2 * numbers + 1000:
-            raise ValueError("it would be larger than its weights")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
