@@ -9,15 +9,23 @@ scan as the network gets it, the probabilities, and the labels on the scan. Each
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -293,3 +301,51 @@ def _parser(folder: Path) -> ConfigParser:
     if str(parser["network_def"]["_target_"]).endswith("SwinUNETR"):
         parser["network_def"].pop("img_size")
     return parser
+
+
+def measure(name: str, window: int | None) -> dict[str, Any]:
+    """Segment with one bundle in both ways, in this process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_bundle(name, Path(scratch, name), window)
+        base = open_bundle(folder)
+        image = make_scan(base)
+        started = time.perf_counter()
+        Segmenter.of_base(base, torch.device("cpu")).segment(image)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {
+            "network": base.network_name,
+            "parameters": sum(p.numel() for p in base.build(trial=False).parameters()),
+            "window": list(base.windows.roi_size),
+            "scan": list(image.GetSize()),
+            "voxels": int(np.prod(image.GetSize())),
+            **asdict(compare(folder, image)),
+            "seconds": round(seconds, 1),
+            "peak_mb": peak,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for the results (JSON)")
+    parser.add_argument("--bundle", choices=TAKEN, help="this one alone, and only print its result")
+    parser.add_argument("--window", type=int, help="another size of the window")
+    options = parser.parse_args()
+    if options.bundle:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(options.bundle, options.window)))
+        return
+    results: dict[str, Any] = {}
+    for name in TAKEN:
+        command = [sys.executable, __file__, "--bundle", name]
+        command += ["--window", str(options.window)] if options.window else []
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results[name] = json.loads(output.splitlines()[-1])
+        print(name, results[name], flush=True)
+        if options.out:
+            report = {"monai": monai.__version__, "torch": torch.__version__, "bundles": results}
+            options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

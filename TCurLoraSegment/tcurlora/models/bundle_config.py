@@ -1,8 +1,8 @@
 """A bundle's config files, read as data: references are resolved, and a few expressions computed; nothing is executed.
 
 MONAI's config language has `@id` (the content at another place of the file), `$expression` (Python) and `%id` (a copy
-of another place, or of another file). What is here computes the small part of it that describes a model: constants, lists,
-conditions, sums and lengths. Whatever else stands there becomes `Unknown`, and only who needs it is told so.
+of another place, or of another file). What is here computes the small part of it that describes a model: constants,
+lists, conditions, sums and lengths. Whatever else stands there becomes `Unknown`, and only who needs it is told so.
 """
 
 from __future__ import annotations
