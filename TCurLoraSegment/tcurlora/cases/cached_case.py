@@ -1,10 +1,10 @@
-"""A preprocessed case, kept as arrays on disk."""
+"""A preprocessed case, kept as arrays on disk, with places in it from which patches are cut."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +17,37 @@ from tcurlora.imaging.preprocessing import Preprocessing
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
 
+LISTED_VOXELS = 2**17
+"""Most voxels that are listed of a case's foreground, and of its background. Patches are drawn around them."""
+_SLAB_VOXELS = 2**22
+
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case on disk: `image` is (c, x, y, z) float32, `label` (x, y, z) class indices."""
+    """A preprocessed case on disk.
+
+    Attributes:
+        name: of the case.
+        image: (c, x, y, z) float32.
+        label: (x, y, z) class indices; 0 is the background.
+        foreground: (n) flat indices into the label, ascending: voxels of any structure, all of them or a random
+            sample of `LISTED_VOXELS`.
+        background: the same of voxels of the background.
+    """
 
     name: str
     image: Path
     label: Path
+    foreground: Path
+    background: Path
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Map the arrays into memory; only what is read is loaded."""
+        """Map image and label into memory; only what is read is loaded."""
         return np.load(self.image, mmap_mode="r"), np.load(self.label, mmap_mode="r")
+
+    def voxels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Load the listed voxels of the foreground and of the background."""
+        return np.load(self.foreground), np.load(self.background)
 
 
 def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Preprocessing, folder: Path) -> CachedCase:
@@ -42,7 +61,7 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
         TCurLoraError: when the folder cannot be written to.
     """
     key = hashlib.sha256(os.fsencode(case.image.absolute())).hexdigest()[:16]
-    cached = CachedCase(case.name, folder / f"{key}.image.npy", folder / f"{key}.label.npy")
+    cached = _cached_case(case.name, folder, key)
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
@@ -57,11 +76,76 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
     label = np.zeros(values.shape, np.uint8 if len(structures) < 2**8 else np.uint16)
     for index, structure in enumerate(structures, start=1):
         label[values == structure.value] = index
+    return save_case(case.name, array, label, folder, key)
+
+
+def save_case(name: str, image: np.ndarray, label: np.ndarray, folder: Path, key: str) -> CachedCase:
+    """Write a preprocessed case, and list its voxels.
+
+    Args:
+        name: of the case.
+        image: (c, x, y, z) float32.
+        label: (x, y, z) class indices.
+        folder: where the files go.
+        key: what their names begin with.
+
+    Raises:
+        TCurLoraError: when a file cannot be written.
+    """
+    cached = _cached_case(name, folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    for path, content in ((cached.image, array), (cached.label, label)):
+    foreground, background = list_voxels(label)
+    for path, content in (
+        (cached.image, image),
+        (cached.foreground, foreground),
+        (cached.background, background),
+        (cached.label, label),
+    ):
         try:
             with whole_file(path, ".npy") as temporary:
                 np.save(temporary, content)
         except OSError as error:
             raise not_written(path) from error
     return cached
+
+
+def list_voxels(label: np.ndarray, most: int = LISTED_VOXELS) -> tuple[np.ndarray, np.ndarray]:
+    """List the voxels of the foreground and of the background, or as large a random sample of each as is allowed.
+
+    It goes through the label slab by slab, so that no list of all voxels is ever held. The sample is drawn without
+    replacement, and is the same every time.
+
+    Args:
+        label: class indices; 0 is the background.
+        most: how many voxels each list may have.
+
+    Returns:
+        Flat indices, ascending.
+    """
+    masks = (lambda part: part != 0), (lambda part: part == 0)
+    found = []
+    for number, mask in enumerate(masks):
+        total = sum(int(np.count_nonzero(mask(slab))) for _, slab in _slabs(label))
+        wanted = np.arange(min(total, most))
+        if total > most:
+            wanted = np.sort(np.random.default_rng(number).choice(total, most, replace=False))
+        parts, seen = [np.zeros(0, np.int64)], 0
+        for start, slab in _slabs(label):
+            flat = np.flatnonzero(mask(slab))
+            first, last = np.searchsorted(wanted, (seen, seen + len(flat)))
+            parts.append(start + flat[wanted[first:last] - seen])
+            seen += len(flat)
+        found.append(np.concatenate(parts))
+    return found[0], found[1]
+
+
+def _slabs(label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Go through a contiguous array in pieces, each with the flat index that it begins at."""
+    flat = label.reshape(-1)
+    for start in range(0, flat.size, _SLAB_VOXELS):
+        yield start, flat[start : start + _SLAB_VOXELS]
+
+
+def _cached_case(name: str, folder: Path, key: str) -> CachedCase:
+    parts = ("image", "label", "foreground", "background")
+    return CachedCase(name, *(folder / f"{key}.{part}.npy" for part in parts))
