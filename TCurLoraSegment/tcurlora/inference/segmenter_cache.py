@@ -153,6 +153,7 @@ class SegmenterCache:
                 where,
                 description.in_channels,
                 description.build,  # whose trial says what is wrong with a model that fails
+                description.activation,
             )
             self._open[key] = _Open(segmenter, opened, _bytes(network) if adapter else 0)
         self._open.move_to_end(key)

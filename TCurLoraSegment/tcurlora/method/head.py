@@ -85,3 +85,18 @@ def class_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     if [list(group) for group in groups] == [[i] for i in range(logits.shape[1])]:
         return logits
     return torch.stack([torch.logsumexp(logits[:, list(group)], 1) for group in groups], 1)
+
+
+def region_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Join channels that vote for one region, which is the union of theirs: the highest of their logits.
+
+    Args:
+        logits: (b, channels, ...).
+        groups: channel indices of each region.
+
+    Returns:
+        (b, regions, ...); the input itself where each region has one channel, in order.
+    """
+    if [list(group) for group in groups] == [[i] for i in range(logits.shape[1])]:
+        return logits
+    return torch.stack([logits[:, list(group)].amax(1) for group in groups], 1)

@@ -17,7 +17,7 @@ from monai.transforms import (
     ScaleIntensityRangePercentiles,
 )
 
-from tcurlora.imaging.grids import label_array, labels_from_grid, map_from_grid, to_array, to_model_grid
+from tcurlora.imaging.grids import Scores, label_array, labels_from_grid, map_from_grid, to_array, to_model_grid
 from tcurlora.imaging.preprocessing import Prepared, Preprocessing
 
 # The intensity transforms that a base model may ask for; nothing else is ever instantiated from its files.
@@ -53,7 +53,7 @@ class MonaiPreprocessing(Preprocessing):
         """Give each voxel of the grid the label with the largest share of it."""
         return label_array(to_model_grid(labels, self.spacing, label=True))
 
-    def labels_to_scan(self, scores: np.ndarray, prepared: Prepared, image: sitk.Image) -> sitk.Image:
+    def labels_to_scan(self, scores: Scores, prepared: Prepared, image: sitk.Image) -> sitk.Image:
         """Interpolate class by class, and let the largest win."""
         return labels_from_grid(scores, prepared.grid, image)
 

@@ -78,6 +78,7 @@ class Site:
             self.base.windows,
             device,
             self.base.in_channels,
+            activation=self.base.activation,
         )
 
 
