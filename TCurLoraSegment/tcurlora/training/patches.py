@@ -22,9 +22,11 @@ from monai.transforms import (
 from monai.transforms.utils import generate_pos_neg_label_crop_centers
 from torch import Tensor
 
-from tcurlora.cases.cached_case import CachedCase
+from tcurlora.cases.cached_case import CachedCase, unlabeled
 
 KEYS = ("image", "label")
+UNLABELED = -1
+"""Stands in the label of a patch for voxels that nobody labeled."""
 FOREGROUND_SHARE = 0.75
 """Part of the patches that are drawn around a voxel of a structure; the others are drawn around the background."""
 
@@ -60,13 +62,14 @@ def cut(image: np.ndarray, label: np.ndarray, start: Sequence[int], size: Sequen
 
     Args:
         image: (c, x, y, z).
-        label: (x, y, z) class indices.
+        label: (x, y, z), as a cached case has it.
         start: first voxel along x, y and z.
         size: voxels along each, all of them inside of the arrays.
     """
     box = tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))
-    patch = np.array(image[(slice(None), *box)]), np.array(label[box])[None].astype(np.int64)
-    return {"image": torch.from_numpy(patch[0]), "label": torch.from_numpy(patch[1])}
+    voxels, classes = np.array(image[(slice(None), *box)]), np.array(label[box]).astype(np.int64)
+    classes[classes == unlabeled(label)] = UNLABELED
+    return {"image": torch.from_numpy(voxels), "label": torch.from_numpy(classes[None])}
 
 
 def patch_transform(size: Sequence[int]) -> Compose:

@@ -14,20 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from monai.transforms import Compose
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tcurlora.cases.cached_case import CachedCase
-from tcurlora.errors import MemoryExhausted, TCurLoraError
+from tcurlora.errors import Diverged, MemoryExhausted, TCurLoraError
 from tcurlora.method.adapted_model import AdaptedModel
-from tcurlora.method.head import class_logits
 from tcurlora.runtime import distributed
 from tcurlora.runtime.atomic_files import whole_file
 from tcurlora.runtime.devices import autocast, half_precision, out_of_memory_as_error
 from tcurlora.runtime.events import EventSink
+from tcurlora.training.losses import segmentation_loss
 from tcurlora.training.patches import KEYS, middle_patch, patch_transform
 
 SECONDS_BETWEEN_LOSSES = 0.2
@@ -109,7 +108,7 @@ def train(
     Args:
         model: at its start; on its way from the checkpoint where there is one.
         cases: the training cases.
-        groups: channel indices of each class.
+        groups: channel indices of each class, as `segmentation_loss` takes them.
         roi_size: patch size in voxels.
         settings: how long and how fast.
         device: where to train.
@@ -120,7 +119,7 @@ def train(
 
     Raises:
         MemoryExhausted: when memory runs out also with one patch at a time.
-        TCurLoraError: when the loss is not finite.
+        Diverged: when the loss is not finite.
     """
     model.to(device)
     optimizer = _optimizer(model, settings)
@@ -128,7 +127,6 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
     # A process without a row of its own scales no loss, and would not know the scale of the others' gradients.
     scaler.scale(torch.zeros((), device=device))
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     state = distributed.first(lambda: _load_checkpoint(checkpoint, settings)) if checkpoint else None
     result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
     transform = patch_transform(roi_size)
@@ -142,8 +140,8 @@ def train(
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
         with autocast(device):
             logits = model(batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d))
-        loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
-        return loss
+        label = batch["label"].to(device, non_blocking=True)
+        return segmentation_loss(logits.float(), label, groups, model.config.activation)
 
     def monitor_loss() -> float:
         model.eval()
@@ -189,10 +187,10 @@ def train(
                 events.emit("warning", message="Memory ran out; going on with one patch at a time.")
         loss = distributed.sum_gradients(trained, loss, device)
         if not math.isfinite(loss):
-            raise TCurLoraError(
+            raise Diverged(
                 f"The training loss became {loss} at step {step + 1}.",
-                "Check the intensities of the cases with 'tcurlora check', or lower the learning rate.",
-                "diverged",
+                "Look for cases with extreme intensities ('tcurlora check' names them) and leave them out; "
+                "or choose the method 'compact', or another seed (--seed).",
             )
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(trained, 1.0)
