@@ -79,7 +79,9 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     require_usable_folder(out)
     device = choose_device(request.device)
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
     test = find_cases(Path(request.test), parse_labels(request.labels)).cases if request.test else ()
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
@@ -156,7 +158,7 @@ class _Comparison:
         training = {case.name: case for split in self.splits for case in split.training}
         for number, case in enumerate(training.values(), start=1):
             self.cached[case.name] = cache_case(
-                case, self.site.structures, self.site.base.preprocessing, self.job.cache
+                case, self.site.structures, self.site.base.preprocessing, self.job.cache, self.site.overlapping
             )
             self.events.emit("progress", step=number, total=len(training))
 

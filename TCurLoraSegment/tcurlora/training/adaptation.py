@@ -59,6 +59,8 @@ class AdaptRequest:
         labels: names of label values, such as `1=hippocampus`.
         mapping: site structures by base structures, such as `hippocampus=anterior+posterior`.
         name: name of the adapter; that of its folder by default.
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
@@ -74,6 +76,7 @@ class AdaptRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     name: str = ""
+    labels_complete: bool = False
 
 
 def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool = False) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
 
     def prepare(numbered: tuple[int, Case]) -> CachedCase:
         number, case = numbered
-        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache)
+        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache, site.overlapping)
         events.emit("progress", step=number, total=len(site.dataset.cases))
         return prepared
 
@@ -148,7 +151,9 @@ def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) ->
             f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder (--job)."
         )
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
     findings = check_site(site)
     require_no_errors(findings)
     return site, findings
@@ -166,7 +171,7 @@ def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict
     return describe_inputs(
         (*site.base.files, *files_of_cases(everyone)),
         structures=[structure.to_dict() for structure in site.structures],
-        cases=[[case.name, case.subject, list(case.background)] for case in everyone],
+        cases=[[case.name, case.subject, list(case.background), list(case.ignore)] for case in everyone],
         **others,
     )
 
@@ -351,7 +356,8 @@ class _Run:
                 "version": str(base.metadata.get("version", "")),
                 "sha256": base.sha256,
             },
-            "structures": [structure.to_dict() for structure in self.site.structures],
+            "structures": [structure.to_dict() for structure in self.site.result_structures],
+            "kept_structures": [structure.name for structure in self.site.kept],
             "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
             "training": self._training(model, result),
             "versions": versions(),
