@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,13 @@ import SimpleITK as sitk
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DATASET = "Dataset042_Blobs"
+# nnU-Net finds a trainer by importing all of them, some of which need packages that the tests do without.
+TRAINERS = {
+    "nnUNetTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnUNetTrainerNoMirroring": "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring",
+}
+# So does a class in the place where plans of 2023 name it, which has moved since.
+MOVED = "dynamic_network_architectures.architectures.residual_unet"
 CT = {"mean": 100.0, "std": 50.0, "percentile_00_5": -20.0, "percentile_99_5": 230.0}
 
 
@@ -59,6 +68,11 @@ def nnunet_folders(top: Path) -> Iterator[None]:
     for folder in values.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
     values |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    from dynamic_network_architectures import architectures
+    from dynamic_network_architectures.architectures import unet
+
+    sys.modules.setdefault(MOVED, unet)
+    setattr(architectures, MOVED.rpartition(".")[2], unet)
     with patch.dict(os.environ, values), contextlib.redirect_stdout(io.StringIO()):
         yield
 
@@ -170,7 +184,7 @@ def make_scan(
     body[tuple(slice(min(margin, n // 4), n - min(margin, n // 4)) for n in shape)] = True
     images = []
     for channel in range(channels):
-        voxels = random.normal(60, 20, shape) + (90 if channel % 2 == 0 else -40) * labels
+        voxels = random.normal(60, 20, shape) + (90.0 if channel % 2 == 0 else -40.0) * labels
         voxels[(points[0] - 0.3) ** 2 + (points[1] - 0.5) ** 2 < 0.003] = 0  # a hole
         images.append(_image(np.where(body, voxels, 0).astype(np.float32), spacing, direction))
     return images, _image(labels, spacing, direction)
@@ -200,8 +214,6 @@ def train(top: Path, variant: Variant, steps: int = 0, fold: int | str = 0, seed
     import torch
 
     with nnunet_folders(top):
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
         plans, dataset = plans_of(variant), dataset_json_of(variant)
         preprocessed = top / "nnUNet_preprocessed" / DATASET
         folder = preprocessed / f"nnUNetPlans_{variant.configuration}"
@@ -211,8 +223,7 @@ def train(top: Path, variant: Variant, steps: int = 0, fold: int | str = 0, seed
         _preprocess(top, variant, folder, cases=5 if steps else 1)
         torch.manual_seed(seed)
         np.random.seed(seed)
-        trainer_class = recursive_find_trainer_class_by_name(variant.trainer)
-        trainer = trainer_class(
+        trainer = getattr(importlib.import_module(TRAINERS[variant.trainer]), variant.trainer)(
             {**plans, "continue_training": False}, variant.configuration, fold, dataset, torch.device("cpu")
         )
         if steps:

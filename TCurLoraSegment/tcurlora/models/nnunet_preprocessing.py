@@ -90,7 +90,7 @@ class NnunetPreprocessing(Preprocessing):
         spacing = self._spacing_of(oriented)
         occupied: np.ndarray = np.asarray(array.any(0))
         crop = _box(occupied)
-        array = np.ascontiguousarray(array[(slice(None), *crop)])
+        array = array[(slice(None), *crop)].copy()  # it is changed, and may have been the scan's own voxels
         grid = NnunetGrid(self.orientation, _shape(occupied), crop, spacing)
         self._normalize(array, occupied[crop])
         shape = self._shape_on_grid(grid)
