@@ -10,7 +10,6 @@ scan as the network gets it, the probabilities, and the labels on the scan. Each
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import re
@@ -18,10 +17,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from torch import Tensor
 
 from tcurlora.imaging.label_layers import mask_of
 from tcurlora.inference.segmenter import Segmenter
-from tcurlora.models.monai_bundle import MonaiBundle, inference_file, open_bundle
-from tcurlora.models.monai_transforms import MonaiTransforms, affine_of
+from tcurlora.models.bundle_files import inference_file
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle
+from tcurlora.models.monai_transforms import affine_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = Path(os.environ.get("TCURLORA_ZOO") or ROOT.parent / "shared" / "data" / "zoo_configs")
@@ -55,7 +56,14 @@ TAKEN = (
 )
 REFUSED = ("renalStructures_UNEST_segmentation", "vista3d", "wholeBrainSeg_Large_UNEST_segmentation")
 NEAR_TIE = 1e-4
-_BY_HAND = ("LoadImaged", "EnsureChannelFirstd", "SaveImaged", "Lambdad", "MergeClassesd", "KeepLargestConnectedComponentd")
+_BY_HAND = (
+    "LoadImaged",
+    "EnsureChannelFirstd",
+    "SaveImaged",
+    "Lambdad",
+    "MergeClassesd",
+    "KeepLargestConnectedComponentd",
+)
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
             clicks = 2 if "Guidance" in name else clicks
         elif name == "ConcatImages":
             joined = torch.cat([data[key].as_tensor() for key in entry["keys_merge"]])
-            data["image"] = MetaTensor(joined, meta=data["artery"].meta, applied_operations=data["artery"].applied_operations)
+            data["image"] = MetaTensor(
+                joined, meta=data["artery"].meta, applied_operations=data["artery"].applied_operations
+            )
         else:
             transform = _instance(parser, {**entry, "allow_missing_keys": True})
             data = transform(data)
@@ -251,7 +261,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
     for name, entry in zip(names_of_steps, steps, strict=True):
         if name == "Activationsd":
             pred = MetaTensor(pred.sigmoid() if sigmoid else pred.softmax(0), meta=data["image"].meta)
-        elif name == "AsDiscreted" and entry.get("argmax") and "Invertd" in names_of_steps[names_of_steps.index(name) :]:
+        elif (
+            name == "AsDiscreted" and entry.get("argmax") and "Invertd" in names_of_steps[names_of_steps.index(name) :]
+        ):
             pred, decided = MetaTensor(pred.argmax(0, keepdim=True).float(), meta=data["image"].meta), True
         elif name == "KeepLargestConnectedComponentd":
             pred = _instance(parser, entry)({"pred": pred})["pred"]
@@ -268,7 +280,9 @@ def with_monai(folder: Path, image: sitk.Image, names: Sequence[str]) -> dict[st
 def _transforms(parser: ConfigParser, key: str) -> list[dict[str, Any]]:
     """The transforms of a config, which may be those of several lists."""
     found = parser[f"{key}::transforms"]
-    return found if isinstance(found, list) else [entry for name in re.findall(r"@(\w+)", found) for entry in parser[name]]
+    return (
+        found if isinstance(found, list) else [entry for name in re.findall(r"@(\w+)", found) for entry in parser[name]]
+    )
 
 
 def _instance(parser: ConfigParser, entry: dict[str, Any]) -> Any:
@@ -287,3 +301,51 @@ def _parser(folder: Path) -> ConfigParser:
     if str(parser["network_def"]["_target_"]).endswith("SwinUNETR"):
         parser["network_def"].pop("img_size")
     return parser
+
+
+def measure(name: str, window: int | None) -> dict[str, Any]:
+    """Segment with one bundle in both ways, in this process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_bundle(name, Path(scratch, name), window)
+        base = open_bundle(folder)
+        image = make_scan(base)
+        started = time.perf_counter()
+        Segmenter.of_base(base, torch.device("cpu")).segment(image)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {
+            "network": base.network_name,
+            "parameters": sum(p.numel() for p in base.build(trial=False).parameters()),
+            "window": list(base.windows.roi_size),
+            "scan": list(image.GetSize()),
+            "voxels": int(np.prod(image.GetSize())),
+            **asdict(compare(folder, image)),
+            "seconds": round(seconds, 1),
+            "peak_mb": peak,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="file for the results (JSON)")
+    parser.add_argument("--bundle", choices=TAKEN, help="this one alone, and only print its result")
+    parser.add_argument("--window", type=int, help="another size of the window")
+    options = parser.parse_args()
+    if options.bundle:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(options.bundle, options.window)))
+        return
+    results: dict[str, Any] = {}
+    for name in TAKEN:
+        command = [sys.executable, __file__, "--bundle", name]
+        command += ["--window", str(options.window)] if options.window else []
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results[name] = json.loads(output.splitlines()[-1])
+        print(name, results[name], flush=True)
+        if options.out:
+            report = {"monai": monai.__version__, "torch": torch.__version__, "bundles": results}
+            options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

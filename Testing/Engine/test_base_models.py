@@ -365,7 +365,9 @@ def test_what_cannot_be_told_from_a_softmax_is_refused(bundle: Path, steps: list
     assert_refused(bundle, words)
 
 
-@pytest.mark.parametrize("roi", [None, "$[16, 16]", "$__import__('os')", [16, 16], [16, 16, 0], [16, 16, 10**9], [1.5, 16, 16], {}])
+@pytest.mark.parametrize(
+    "roi", [None, "$[16, 16]", "$__import__('os')", [16, 16], [16, 16, 0], [16, 16, 10**9], [1.5, 16, 16], {}]
+)
 def test_the_window_must_be_given(bundle: Path, roi: Any) -> None:
     rewrite(bundle, "inference", lambda content: content["inferer"].update(roi_size=roi))
     assert_refused(bundle, "window size")

@@ -246,7 +246,7 @@ def test_a_name_never_leads_out_of_the_models_folder(shelf: Path) -> None:
 
 def test_a_folder_that_is_no_bundle_is_named(shelf: Path, home: Path) -> None:
     (home / "empty folder").mkdir()
-    with pytest.raises(InputError, match="'empty folder' is neither a MONAI bundle"):
+    with pytest.raises(InputError, match="'empty folder' is neither"):
         catalogue.find_base_folder(home / "empty folder")
 
 

@@ -258,6 +258,12 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
         metavar="SITE=BASE+BASE",
         help="which base structures one of yours consists of, or 'new'; may be given several times",
     )
+    parser.add_argument(
+        "--labels-complete",
+        action="store_true",
+        help="a voxel without a label holds none of the base's other structures either (default: they are kept as the "
+        "base segments them, because scans are seldom labeled with all of them)",
+    )
 
 
 def _doctor(options: argparse.Namespace, _events: EventSink) -> int:
@@ -309,7 +315,14 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
     from tcurlora.training.target_site import check_site, open_site
 
-    site = open_site(options.base, options.data, options.labels, options.map, strict=False)
+    site = open_site(
+        options.base,
+        options.data,
+        options.labels,
+        options.map,
+        strict=False,
+        labels_complete=options.labels_complete,
+    )
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
@@ -321,6 +334,7 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
+        "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
@@ -344,6 +358,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         name=options.name,
+        labels_complete=options.labels_complete,
     )
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
@@ -436,6 +451,7 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         device=options.device,
+        labels_complete=options.labels_complete,
     )
     result = run_compare(request, events)
     if not options.json:

@@ -228,8 +228,7 @@ def require_resamplable(size: Sequence[int], spacing: Sequence[float], wanted: S
     voxels = math.prod(max(1.0, n * factor) for n, factor in zip(size, factors, strict=True))
     if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
         raise InputError(
-            f"The scan has voxels of {_times(spacing)} mm, which cannot be brought to the model's "
-            f"{_times(wanted)} mm.",
+            f"The scan has voxels of {_times(spacing)} mm, which cannot be brought to the model's {_times(wanted)} mm.",
             "Check the voxel size of the scan, which may be in another unit than mm.",
             "bad_spacing",
         )

@@ -1,8 +1,8 @@
 """A bundle's config files, read as data: references are resolved, and a few expressions computed; nothing is executed.
 
-MONAI's config language has `@id` (the content at another place of the file), `$expression` (Python) and `%id` (a copy of
-another place, or of another file). What is here computes the small part of it that describes a model: constants, lists,
-conditions, sums and lengths. Whatever else stands there becomes `Unknown`, and only who needs it is told so.
+MONAI's config language has `@id` (the content at another place of the file), `$expression` (Python) and `%id` (a copy
+of another place, or of another file). What is here computes the small part of it that describes a model: constants,
+lists, conditions, sums and lengths. Whatever else stands there becomes `Unknown`, and only who needs it is told so.
 """
 
 from __future__ import annotations
@@ -242,9 +242,7 @@ class _Expression:
             return self._joined(node.op, self.value(node.left), self.value(node.right))
         if isinstance(node, ast.Compare) and all(type(op) in _OPERATORS for op in node.ops):
             values = [self._plain(part) for part in (node.left, *node.comparators)]
-            return all(
-                _OPERATORS[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True)
-            )
+            return all(_OPERATORS[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))
         if isinstance(node, ast.Subscript):
             return self._item(self.value(node.value), self._plain(node.slice))
         if isinstance(node, ast.Call):

@@ -5,19 +5,14 @@ A download becomes a model only after its hashes have been verified, and no mode
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,14 +23,13 @@ from tcurlora.models.bundle_files import belongs, is_bundle, is_folder, read_met
 from tcurlora.models.found_models import found_models
 from tcurlora.models.kinds import AddOptions, Kind, kind_of
 from tcurlora.models.model_archives import harmless_entries, refused, unpack_models
+from tcurlora.models.model_downloads import Hash, NotThere, Source, download, hash_of, require_safe, source_of
 from tcurlora.runtime.atomic_files import whole_folder
 from tcurlora.runtime.events import EventSink
 
 CATALOGUE = "catalogue.json"
 # What an archive or a bundle may hold besides its weights: configs, a card, a licence, and zip's own overhead.
 MARGIN_BYTES = 16 * 2**20
-BLOCK_BYTES = 2**20
-TIMEOUT_S = 60
 DEFAULT_OPTIONS = AddOptions()
 
 _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
@@ -126,44 +120,86 @@ def find_base_folder(name_or_folder: str | Path) -> Path:
     )
 
 
-def fetch_model(name: str, events: EventSink) -> Path:
+def fetch_model(name: str, events: EventSink, accept_licence: bool = False) -> Path:
     """Download a model of the catalogue; one that broke off goes on where it stopped.
+
+    Args:
+        name: of the model.
+        events: told of the progress.
+        accept_licence: whether the user has accepted the licence of a model that may not be used for every purpose.
 
     Returns:
         The model's folder; at once when it is there already.
 
     Raises:
-        InputError: when the catalogue does not know it, or what arrived is not what the catalogue promises.
+        InputError: when the catalogue does not know it, its licence has to be accepted first, or what arrived is not
+            what the catalogue promises.
         TCurLoraError: when the download breaks off or cannot be written.
     """
     entry = show_model(name)
     if entry["on_disk"]:
         return Path(entry["path"])
-    if "url" not in entry:
-        raise InputError(f"The base model '{name}' has no address to fetch it from.", "Install it anew.", "no_url")
+    if "sources" not in entry:
+        raise InputError(f"The base model '{name}' has no address to fetch it from.", "Install it again.", "no_url")
+    if entry.get("restricted") and not accept_licence:
+        raise InputError(
+            f"The base model '{name}' may not be used for every purpose: {entry['restricted']}",
+            f"If your use is allowed, accept its licence: tcurlora models fetch {name} --accept-licence",
+            "licence",
+        )
     try:
-        url, archive_sha256, sha256 = str(entry["url"]), str(entry["archive_sha256"]), str(entry["sha256"])
-        limit = int(entry["size"]) + MARGIN_BYTES
-    except (KeyError, TypeError, ValueError) as error:
+        sources = [source_of(source) for source in entry["sources"]]
+        promised = {str(path): hash_of(hashes) for path, hashes in entry.get("weights", {}).items()}
+        limit = int(entry.get("limit") or int(entry["size"]) + MARGIN_BYTES)
+        if not sources or not all(source.verifiable(promised) for source in sources):
+            raise _damaged_catalogue()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged_catalogue() from error
-    _require_safe(url)
-    part = models_folder() / f".{name}.zip.part"
+    for source in sources:
+        for remote in source.files:
+            require_safe(remote.url)
     events.emit("stage", name="fetch", title=f"Fetching the base model '{name}'")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, limit, events)
-        if _sha256(part) != archive_sha256:
-            part.unlink()
-            raise _wrong_hash(f"The file at {url}")
-        with whole_folder(models_folder() / name) as folder:
-            _unpack(part, folder, limit)
-            weights = weights_of(folder)
-            if weights is None or _sha256(weights) != sha256:
-                part.unlink()
-                raise _wrong_hash(f"The weights of '{name}'")
-        part.unlink()
+        models_folder().mkdir(parents=True, exist_ok=True)
+        for number, source in enumerate(sources, start=1):
+            try:
+                return _fetch_from(source, name, promised, limit, events)
+            except NotThere:
+                if number == len(sources):
+                    raise
     except OSError as error:
         raise _cannot("fetch", name, error) from error
+    raise _damaged_catalogue()
+
+
+def _fetch_from(source: Source, name: str, promised: Mapping[str, Hash], limit: int, events: EventSink) -> Path:
+    """Download the files of one source, verify them, and make them a model.
+
+    Raises:
+        NotThere: when the server does not have one of them.
+    """
+    parts = [models_folder() / f".{name}.{remote.part_name}.part" for remote in source.files]
+    for part, remote in zip(parts, source.files, strict=True):
+        download(remote.url, part, limit, events)
+        if remote.promised is not None and not remote.promised.is_of(part):
+            part.unlink()
+            raise _wrong_hash(f"The file at {remote.url}")
+    with whole_folder(models_folder() / name) as folder:
+        if source.archive:
+            _unpack(parts[0], folder, limit)
+        else:
+            for part, remote in zip(parts, source.files, strict=True):
+                (folder / remote.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(part, folder / remote.path)
+        for path, promise in promised.items():
+            if not (folder / path).is_file() or not promise.is_of(folder / path):
+                for part in parts:
+                    part.unlink()
+                raise _wrong_hash(f"The weights of '{name}'")
+        if weights_of(folder) is None:
+            raise _wrong_hash(f"The model '{name}'")
+    for part in parts:
+        part.unlink()
     return models_folder() / name
 
 
@@ -272,7 +308,8 @@ def _located(entry: dict[str, Any]) -> dict[str, Any]:
     origin = "shipped" if shipped else "downloaded"
     terminology = terminology_of(read_metadata(folder)) if on_disk else {}
     place = {"on_disk": on_disk, "path": str(folder) if on_disk else None, "origin": origin}
-    return {"kind": BUNDLE, **entry, **place, "terminology": terminology}
+    spacing = entry.get("input_spacing")
+    return {"kind": BUNDLE, "spacing": spacing, **entry, **place, "terminology": terminology}
 
 
 def _added(folder: Path, kind: Kind) -> dict[str, Any]:
@@ -297,50 +334,6 @@ def not_a_model(path: Path) -> InputError:
     )
 
 
-def _require_safe(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    # A file, or a server on this computer, cannot be tampered with on the way.
-    local = parts.scheme == "file" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
-    if parts.scheme != "https" and not local:
-        raise InputError(f"The address {url} is not https.", "Only https addresses are fetched.", "unsafe_url")
-
-
-def _download(url: str, part: Path, limit: int, events: EventSink) -> None:
-    """Fill `part` from the address, from where it ends."""
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "tcurlora", **({"Range": f"bytes={start}-"} if start else {})}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
-            resumed = response.status == 206 and _begins_at(response, start)
-            done = start if resumed else 0
-            length = response.headers.get("Content-Length")
-            total = done + int(length) if length else None
-            with part.open("ab" if resumed else "wb") as stream:
-                while block := response.read(BLOCK_BYTES):
-                    done += len(block)
-                    if done > limit:
-                        break
-                    stream.write(block)
-                    events.emit("progress", step=done // 1000, total=max(total or limit, done) // 1000)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # Nothing is left to send: the hash decides whether the file is right.
-            return
-        raise _broken_off(url, f"the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise _broken_off(url, str(getattr(error, "reason", None) or error)) from error
-    if done > limit:
-        part.unlink()
-        raise InputError(
-            f"The file at {url} is larger than the catalogue says and was deleted.", "Report it.", "wrong_size"
-        )
-    if total is not None and done < total:
-        raise _broken_off(url, f"{done} of {total} bytes arrived")
-
-
-def _begins_at(response: Any, start: int) -> bool:
-    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
-
-
 def _unpack(archive: Path, folder: Path, limit: int) -> None:
     """Unpack a bundle's files, once every entry has been found harmless; other files are left out."""
 
@@ -363,14 +356,6 @@ def _unpack(archive: Path, folder: Path, limit: int) -> None:
         raise refused(f"it is not a readable zip file ({error})", "Report it.") from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _unknown(name: str) -> InputError:
     names = ", ".join(f"'{known}'" for known in _names()) or "none"
     return InputError(
@@ -386,17 +371,9 @@ def _damaged_catalogue() -> InputError:
 
 def _wrong_hash(what: str) -> InputError:
     return InputError(
-        f"{what} is not what the catalogue promises (another SHA-256), and was deleted.",
+        f"{what} is not what the catalogue promises (another checksum), and was deleted.",
         "Fetch it again; if that does not help, report it.",
         "wrong_hash",
-    )
-
-
-def _broken_off(url: str, reason: str) -> TCurLoraError:
-    return TCurLoraError(
-        f"The download of {url} broke off: {reason}.",
-        "Check the connection and give the command again; it goes on where it stopped.",
-        "download_failed",
     )
 
 

@@ -27,7 +27,7 @@ from tcurlora.models.adapter_files import (
 from tcurlora.models.base_model import BaseModel
 from tcurlora.models.bundle_config import has_expression
 from tcurlora.models.merged_nnunet import merge_into_nnunet
-from tcurlora.models.monai_bundle import ANTIALIASED, RESAMPLING, MonaiBundle, open_bundle, write_bundle
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle, write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 from tcurlora.models.nnunet import Nnunet
 

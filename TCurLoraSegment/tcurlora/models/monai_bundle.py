@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from tcurlora.errors import InputError
 from tcurlora.imaging.structures import BACKGROUND
 from tcurlora.models.base_model import Activation, BaseModel, Windowing
 from tcurlora.models.bundle_config import (
-    CONFIG_SUFFIXES,
     BundleConfig,
     StoredEntry,
     Unknown,
@@ -27,6 +26,7 @@ from tcurlora.models.bundle_config import (
     has_component,
     read_config,
 )
+from tcurlora.models.bundle_files import KIND, METADATA, in_models, inference_file, weights_candidates
 from tcurlora.models.bundle_steps import (
     Bad,
     Postprocessing,
@@ -50,9 +50,6 @@ from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 from tcurlora.models.monai_transforms import ORIENTATION, MonaiTransforms
 from tcurlora.models.weights_files import read_arrays, read_weights
 
-METADATA = "metadata.json"
-INFERENCE = tuple(f"inference{suffix}" for suffix in CONFIG_SUFFIXES)
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 RESAMPLING, ANTIALIASED = "resampling", "antialiased"
 """In the metadata of models that were trained with this program's own resampling and not with MONAI's."""
 
@@ -73,7 +70,7 @@ class MonaiBundle(BaseModel):
     network_def: Mapping[str, Any]
     others: tuple[Path, ...] = ()
 
-    kind = "MONAI bundle"
+    kind = KIND
 
     @property
     def network_name(self) -> str:
@@ -154,12 +151,6 @@ def open_bundle(folder: Path) -> MonaiBundle:
     return base
 
 
-def inference_file(folder: Path) -> Path:
-    """Return a bundle's inference config, whatever its format; that of JSON when there is none."""
-    paths = [folder / "configs" / name for name in INFERENCE]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
 def write_bundle(
     folder: Path, configs: Mapping[str, Mapping[str, Any]], card: str, state: Mapping[str, Tensor]
 ) -> None:
@@ -178,9 +169,7 @@ def write_bundle(
     (folder / "models" / "model.pt").write_bytes(buffer.getbuffer())
 
 
-def _network_def(
-    config: BundleConfig, folder: Path, path: Path, bad: Bad
-) -> tuple[dict[str, Any], tuple[Path, ...]]:
+def _network_def(config: BundleConfig, folder: Path, path: Path, bad: Bad) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Read class and arguments of the network, and the further files that they come from."""
     network_def = config.get("network_def")
     if isinstance(network_def, Unknown):
@@ -225,14 +214,14 @@ def _with_architecture(
     target = space.get("_target_") if isinstance(space, dict) else None
     if not isinstance(space, dict) or str(target).rpartition(".")[2] != "TopologyInstance":
         raise bad("has a DiNTS without the architecture that was searched for it (TopologyInstance)")
-    space = {key: value for key, value in space.items() if key not in ("device", "_target_")}
+    space = {**{key: value for key, value in space.items() if key != "device"}, "_target_": "TopologyInstance"}
     codes = space.get("arch_code")
     wanted = [*(codes if isinstance(codes, list) else []), network_def.get("node_a")]
     files: dict[str, Path] = {}
     read: list[Any] = []
     for value in wanted:
         if isinstance(value, StoredEntry) and value.entry is not None:
-            found = _in_models(value.file, folder)
+            found = in_models(value.file, folder)
             if found is None or not found.is_file():
                 raise bad(f"has no {value.file.removeprefix('./')}, in which the architecture of its network is")
             files[value.file] = found
@@ -245,31 +234,19 @@ def _with_architecture(
     return {**network_def, "dints_space": {**space, "arch_code": codes}, "node_a": node_a}, tuple(files.values())
 
 
-def _in_models(path: str, folder: Path) -> Path | None:
-    """Find a file that a config names in the bundle's folder 'models', whatever it takes for the bundle's place."""
-    parts = PurePosixPath(path.replace("\\", "/")).parts
-    if ".." in parts or not parts:
-        return None
-    after = parts[len(parts) - parts[::-1].index("models") :] if "models" in parts else parts[-1:]
-    return folder.joinpath("models", *after) if after and not any(":" in part for part in after) else None
-
-
 def _weights(config: BundleConfig, folder: Path, bad: Bad) -> Path:
     """Find the weights: the file that the config loads, or the same as safetensors."""
-    named = [config.resolve(loader.get("load_path")) for loader in config.components("CheckpointLoader")]
-    path = next((found for text in named if isinstance(text, str) and (found := _in_models(text, folder))), None)
-    usual = folder / "models" / "model.pt"
-    candidates = [p for known in dict.fromkeys((path or usual,)) for p in (known.with_suffix(".safetensors"), known)]
-    found = next((p for p in candidates if p.is_file() and p.suffix in WEIGHTS_SUFFIXES), None)
+    candidates = weights_candidates(config, folder)
+    found = next((path for path in candidates if path.is_file()), None)
     if found is not None:
         return found
-    wanted = candidates[-1].relative_to(folder).as_posix()
+    first, wanted = (path.relative_to(folder).as_posix() for path in candidates)
     if any((folder / "models").glob("*.ts")):
         raise bad(
             f"has no {wanted}, but only TorchScript (.ts), a program that would have to be executed",
             f"Get {wanted} of the same release, which holds the plain weights.",
         )
-    raise bad(f"has no {candidates[0].relative_to(folder).as_posix()} and no {wanted}, which holds its weights")
+    raise bad(f"has no {first} and no {wanted}, which holds its weights")
 
 
 def _channels(metadata: Mapping[str, Any], activation: Activation, bad: Bad) -> tuple[str, ...]:

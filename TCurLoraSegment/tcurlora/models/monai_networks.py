@@ -7,7 +7,6 @@ import inspect
 import io
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from tcurlora.models.channels_last_norms import replace_norms
-from tcurlora.models.network_building import Unfilled, of_size
+from tcurlora.models.network_building import build_within, of_size
 from tcurlora.models.weights_files import misfits, named_as
 
 LARGEST_ARGUMENT = 8192
@@ -121,12 +120,12 @@ def is_modest(value: Any, items: int = 64) -> bool:
     return not isinstance(value, int | float) or abs(value) <= LARGEST_ARGUMENT
 
 
-def make_network(network_def: Mapping[str, Any], numbers: int) -> nn.Module:
+def make_network(network_def: Mapping[str, Any], parameters: int) -> nn.Module:
     """Make a network without weights.
 
     Args:
         network_def: `_target_`, a name in `NETWORKS`, and plain arguments.
-        numbers: how many its weights hold; it is not made when it would be much larger.
+        parameters: in its weights file; it is not made when it would be much larger.
 
     Raises:
         Exception: of any kind, as MONAI's networks raise them on arguments that do not fit.
@@ -134,17 +133,26 @@ def make_network(network_def: Mapping[str, Any], numbers: int) -> nn.Module:
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     make = getattr(nets, network_def["_target_"])
     with contextlib.redirect_stdout(io.StringIO()):  # some networks print, and the output is read by programs
-        # First without memory, for those that can be made so: what the config asks for may be anything.
-        if "dints_space" not in arguments:
-            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), Unfilled(), of_size(numbers):
-                make(**arguments)
-        with of_size(numbers):
-            if "dints_space" in arguments:
-                arguments = _with_topology(arguments)
-            network: nn.Module = make(**arguments)
+        if "dints_space" in arguments:
+            with of_size(parameters):
+                network: nn.Module = make(**_with_topology(arguments))
+        else:
+            network = build_within(lambda: make(**arguments), parameters)
     if isinstance(network, nets.BasicUNetPlusPlus):
         network.register_forward_hook(_last_output)
     return network
+
+
+def as_config(network_def: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network for MONAI's config parser, which instantiates it."""
+    described = {**network_def, "_target_": f"monai.networks.nets.{network_def['_target_']}"}
+    if "dints_space" in described:
+        space = described["dints_space"]
+        codes = [f"$np.array({code})" for code in space["arch_code"]]
+        target = f"monai.networks.nets.{_TOPOLOGY}"
+        described["dints_space"] = {**space, "_target_": target, "arch_code": codes, "device": "cpu"}
+        described["node_a"] = f"$torch.from_numpy(np.array({described['node_a']}))"
+    return described
 
 
 def give_weights(network: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -172,7 +180,7 @@ def _last_output(_network: nn.Module, _inputs: Any, output: Any) -> Any:
 
 def _with_topology(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Make the searched architecture of a DiNTS from its codes."""
-    space = {key: value for key, value in arguments["dints_space"].items() if key not in ("_target_", "device")}
+    space = {key: value for key, value in arguments["dints_space"].items() if key != "_target_"}
     codes = [np.asarray(code) for code in space.pop("arch_code")]
     node_a = torch.as_tensor(np.asarray(arguments["node_a"]))
     topology = getattr(nets, _TOPOLOGY)(**space, arch_code=codes, device="cpu")

@@ -203,7 +203,7 @@ def grid_image(affine: Tensor, shape: Sequence[int]) -> sitk.Image:
 
 def _log_sum(logits: Scores) -> np.ndarray:
     """Logarithm of the sum of the exponentials of all classes, one class at a time in memory."""
-    total = np.full(logits.shape[1:], -np.inf, np.float32)
+    total: np.ndarray = np.full(logits.shape[1:], -np.inf, np.float32)
     for index in range(logits.shape[0]):
         np.logaddexp(total, logits[index], out=total)
     return total
@@ -242,7 +242,9 @@ def _moved(data: MetaTensor, transform: InvertibleTransform) -> tuple[MetaTensor
     """Apply a transform of MONAI that remembers how it is undone."""
     result = transform(MetaTensor(data.as_tensor(), affine=data.affine))
     affine, operations = result.affine, result.applied_operations
-    linear = isinstance(transform, Spacing) and (transform.sp_resample.mode, transform.sp_resample.padding_mode) == _LINEAR
+    linear = (
+        isinstance(transform, Spacing) and (transform.sp_resample.mode, transform.sp_resample.padding_mode) == _LINEAR
+    )
 
     def undo(there: MetaTensor, nearest: bool) -> MetaTensor:
         if linear and not nearest:
@@ -330,4 +332,3 @@ def known_axcodes(axcodes: Any) -> str | None:
         return None
     axes = {i for i, pair in enumerate(_SIDES) for code in text if code in pair}
     return text if len(axes) == 3 else None
-

@@ -18,7 +18,8 @@ from tcurlora import __version__
 from tcurlora.cases.cached_case import CachedCase, cache_case
 from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.evaluation.reports import build_report, model_card, summary_table
+from tcurlora.evaluation.gain import compare_scores
+from tcurlora.evaluation.reports import build_report, comparison_table, model_card
 from tcurlora.evaluation.scores import Score
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.model import TensorCurModel
@@ -58,6 +59,8 @@ class AdaptRequest:
         labels: names of label values, such as `1=hippocampus`.
         mapping: site structures by base structures, such as `hippocampus=anterior+posterior`.
         name: name of the adapter; that of its folder by default.
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
@@ -73,6 +76,7 @@ class AdaptRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     name: str = ""
+    labels_complete: bool = False
 
 
 def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool = False) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
 
     def prepare(numbered: tuple[int, Case]) -> CachedCase:
         number, case = numbered
-        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache)
+        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache, site.overlapping)
         events.emit("progress", step=number, total=len(site.dataset.cases))
         return prepared
 
@@ -147,7 +151,9 @@ def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) ->
             f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder (--job)."
         )
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
     findings = check_site(site)
     require_no_errors(findings)
     return site, findings
@@ -165,7 +171,7 @@ def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict
     return describe_inputs(
         (*site.base.files, *files_of_cases(everyone)),
         structures=[structure.to_dict() for structure in site.structures],
-        cases=[[case.name, case.subject, list(case.background)] for case in everyone],
+        cases=[[case.name, case.subject, list(case.background), list(case.ignore)] for case in everyone],
         **others,
     )
 
@@ -289,10 +295,11 @@ class _Run:
                 self.events.emit("stage", name=f"fold-{number}", title=title)
                 fold = self._validate_fold(number, held_out)
                 distributed.first(partial(self.job.remember, f"fold-{number}", fold))
-            for part in ("base", "adapted"):
-                dice = [score["dice"] for score in fold[part] if score["dice"] is not None]
-                if dice:
-                    self.events.emit("metric", name=f"{part}_dice", value=sum(dice) / len(dice), fold=number)
+            base, adapted = ([Score(**score) for score in fold[part]] for part in ("base", "adapted"))
+            found = compare_scores(base, adapted, self._subjects(), self._new_structures())["mean"]
+            for name in ("base_dice", "adapted_dice"):
+                if found[name] is not None:
+                    self.events.emit("metric", name=name, value=found[name], fold=number)
             done.append(fold)
         return done
 
@@ -329,8 +336,16 @@ class _Run:
                 "adapter_bytes": weights_bytes(model.trained_state()),
                 "base_bytes": self.site.base.weights.stat().st_size,
             },
-            subjects={case.name: case.subject for case in self.site.dataset.cases},
+            subjects=self._subjects(),
+            new=self._new_structures(),
         )
+
+    def _subjects(self) -> dict[str, str]:
+        return {case.name: case.subject for case in self.site.dataset.cases}
+
+    def _new_structures(self) -> list[str]:
+        """Name the structures that the base model has no output for."""
+        return [name for name, sources in self.site.matched.items() if not sources]
 
     def details(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
         """Say in adapter_config.json where the adapter comes from."""
@@ -341,7 +356,8 @@ class _Run:
                 "version": str(base.metadata.get("version", "")),
                 "sha256": base.sha256,
             },
-            "structures": [structure.to_dict() for structure in self.site.structures],
+            "structures": [structure.to_dict() for structure in self.site.result_structures],
+            "kept_structures": [structure.name for structure in self.site.kept],
             "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
             "training": self._training(model, result),
             "versions": versions(),
@@ -370,6 +386,4 @@ def _times(sizes: Sequence[int]) -> str:
 
 def _table(report: Mapping[str, Any]) -> str:
     validation = report["cross_validation"]
-    return (
-        "" if validation is None else summary_table({part: validation[part]["summary"] for part in ("base", "adapted")})
-    )
+    return "" if validation is None else comparison_table(validation["comparison"])
