@@ -86,7 +86,7 @@ def leftovers(folder: Path) -> list[Path]:
 def test_adapter_is_whole_and_helps_scans_it_never_saw(finished: Path, workplace: Path) -> None:
     assert {path.name for path in finished.iterdir()} == FILES
     report = report_of(finished)
-    assert report["summary"].startswith("On your 4 scans the adapter raises hippocampus Dice from 0.7")
+    assert report["summary"].startswith("On your 4 scans of 2 subjects the adapter raises hippocampus Dice from 0.7")
     comparison = report["cross_validation"]["comparison"]["mean"]
     assert comparison["n"] == 4 and comparison["improved"] == 4 and comparison["dice_difference"] > 0.03
     assert report["summary"] in (finished / "README.md").read_text(encoding="utf-8")

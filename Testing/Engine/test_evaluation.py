@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from tcurlora.errors import InputError
 from tcurlora.evaluation.folders import evaluate_folders
-from tcurlora.evaluation.scores import Score, compare_scores, score_case, summarize
+from tcurlora.evaluation.gain import compare_scores, summarize
+from tcurlora.evaluation.scores import Score, score_case
 from tcurlora.imaging.segmentations import write_segmentation
 from tcurlora.imaging.structures import Structure, parse_labels
 
@@ -125,7 +126,7 @@ def test_summary_leaves_out_what_is_absent_and_says_how_many_counted() -> None:
     assert summary["x"]["dice_sd"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
     assert summary["x"]["dice_min"] == 0.6
     assert summary["x"]["hd95_mm_sd"] is None
-    assert summary["mean"]["dice_mean"] == pytest.approx(0.6)
+    assert summary["mean"]["dice_mean"] == pytest.approx(((0.8 + 0.5) / 2 + 0.6) / 2)
     assert summary["mean"]["hd95_mm_mean"] == pytest.approx(3.0)
     assert summary["mean"]["n"] == 2
     assert summarize([score("a", "x", None)])["x"]["dice_mean"] is None
@@ -216,6 +217,20 @@ def test_spacing_of_the_files_reaches_the_distances(tmp_path: Path) -> None:
     save(tmp_path / "p" / "a.nii.gz", shifted, {})
     (case,) = evaluate_folders(tmp_path / "p", tmp_path / "t")["cases"]
     assert case["hd95_mm"] == pytest.approx(2.5, rel=1e-5)
+
+
+def test_scans_of_a_subject_are_averaged_first(tmp_path: Path) -> None:
+    """Where the folder of cases says whose they are."""
+    site = tmp_path / "site"
+    for case, dice in (("a1", 1), ("a2", 1), ("b", 0)):
+        save(site / "labels" / f"{case}.nii.gz", boxes(1, 0), {})
+        save(site / "images" / f"{case}.nii.gz", boxes(1, 0), {})
+        save(tmp_path / "p" / f"{case}.nii.gz", boxes(dice, 1 - dice), {})
+    assert evaluate_folders(tmp_path / "p", site / "labels")["summary"]["mean"]["dice_mean"] == pytest.approx(2 / 3)
+    (site / "cases.csv").write_text("file,subject\na1,anna\na2,anna\nb,ben\n", encoding="utf-8")
+    summary = evaluate_folders(tmp_path / "p", site / "labels")["summary"]
+    assert summary["mean"]["dice_mean"] == summary["label 1"]["dice_mean"] == 0.5
+    assert (summary["mean"]["n"], summary["mean"]["subjects"]) == (3, 2)
 
 
 def test_files_without_names_use_declared_names_or_numbers(tmp_path: Path) -> None:

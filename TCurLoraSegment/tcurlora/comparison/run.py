@@ -33,7 +33,8 @@ from tcurlora.comparison.report import write_report
 from tcurlora.comparison.results import build_results, summary_words, table_words
 from tcurlora.comparison.retention import OwnData, open_own_data
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.evaluation.paired_statistics import Row
+from tcurlora.evaluation.gain import Row, mean_dice
+from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import parse_labels
 from tcurlora.method.adapted_model import AdaptedModel
 from tcurlora.models.adapter_files import weights_bytes
@@ -190,10 +191,10 @@ class _Comparison:
                 record = self._run(name, split, seed, key, factor)
                 self.job.remember(key, record)
                 (self.job.path / f"{key}.safetensors").unlink(missing_ok=True)
-            dice = [score["dice"] for score in record["test"] if score["dice"] is not None]
-            if dice:
+            dice = mean_dice([Score(**score) for score in record["test"]], _subjects(split.test))
+            if dice is not None:
                 fields = {"method": name, "split": split.number, "seed": seed}
-                self.events.emit("metric", name="dice", value=statistics.fmean(dice), **fields)
+                self.events.emit("metric", name="dice", value=dice, **fields)
             records.append(record)
         return records
 
@@ -276,8 +277,7 @@ class _Comparison:
                 raise
             return 0.0
         scores = score_cases(self.site.segmenter(model, self.device), held_out, self.site.structures)
-        dice = [score.dice for score in scores if score.dice is not None]
-        return statistics.fmean(dice) if dice else 0.0
+        return mean_dice(scores, _subjects(held_out)) or 0.0
 
     def _settings(self, name: str, factor: float, seed: int) -> TrainingSettings:
         method, _ = self.methods[name]
@@ -381,6 +381,7 @@ class _Comparison:
             "reference": reference,
             "base": {"name": self.site.base.name, "sha256": self.site.base.sha256},
             "structures": [structure.name for structure in self.site.structures],
+            "new_structures": [name for name, sources in self.site.matched.items() if not sources],
             "steps": self.steps,
             "batch": example.batch,
             "seeds": list(self.request.seeds),
@@ -448,6 +449,10 @@ class _Comparison:
     def real_names(self) -> dict[str, str]:
         """The name behind each number, for the table that stays at the site."""
         return {alias: name for (_, name), (_, alias) in self.aliases().items()}
+
+
+def _subjects(cases: Sequence[Case]) -> dict[str, str]:
+    return {case.name: case.subject for case in cases}
 
 
 class _Clock:

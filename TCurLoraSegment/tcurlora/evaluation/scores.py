@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tcurlora.errors import InputError
 
-MEAN = "mean"
 MEASURES = ("dice", "hd95_mm", "surface_distance_mm", "volume_ml", "truth_volume_ml")
 
 
@@ -83,88 +80,6 @@ def score_case(
     return scores
 
 
-def summarize(scores: Sequence[Score]) -> dict[str, dict[str, float | int | None]]:
-    """Mean and standard deviation of each measure, per structure and under `mean` over the structures.
-
-    The overall mean is the mean of the structures' means; its standard deviation is that of the cases' own means.
-
-    Returns:
-        For each structure, and `mean`: n (cases with a Dice), n_distance (cases with distances), dice_min, and
-        `<measure>_mean` and `<measure>_sd` for each of `MEASURES`; None where there is nothing to average.
-    """
-    groups: dict[str, list[Score]] = {}
-    for score in scores:
-        groups.setdefault(score.structure, []).append(score)
-    summary = {name: _summary({m: _values(group, m) for m in MEASURES}) for name, group in groups.items()}
-    by_case: dict[str, list[Score]] = {}
-    for score in scores:
-        by_case.setdefault(score.case, []).append(score)
-    overall = _summary({m: _present(_mean(_values(g, m)) for g in by_case.values()) for m in MEASURES})
-    for measure in MEASURES:
-        key = f"{measure}_mean"
-        overall[key] = _mean(_present(entry[key] for entry in summary.values()))
-    return {**summary, MEAN: overall}
-
-
-def compare_scores(
-    base: Sequence[Score],
-    adapted: Sequence[Score],
-    subjects: Mapping[str, str] | None = None,
-    n_boot: int = 2000,
-) -> dict[str, Any]:
-    """Compare two models on the same cases, paired per case and structure.
-
-    Where the truth lacks a structure, a model that rightly leaves it out counts as Dice 1 against one that does not.
-
-    Args:
-        base: scores of one model.
-        adapted: scores of the other.
-        subjects: whose scan each case is; every case is a subject of its own when None.
-        n_boot: samples of the bootstrap.
-
-    Returns:
-        `structures` (name to numbers), `mean` (the same numbers of the cases' means over structures) and `cases`
-        (each case's mean Dice). Numbers: n, base_dice, adapted_dice, dice_difference (adapted less base),
-        dice_difference_ci95 (paired bootstrap over subjects, because two scans of a person are not two independent
-        proofs; None below 3 subjects), improved, worsened, n_distance,
-        base_hd95_mm, adapted_hd95_mm, hd95_mm_difference.
-
-    Raises:
-        ValueError: when the two do not hold the same cases and structures.
-    """
-    other = {(score.case, score.structure): score for score in adapted}
-    if {(score.case, score.structure) for score in base} != set(other):
-        raise ValueError("compare_scores needs the same cases and structures on both sides")
-    dice: dict[tuple[str, str], tuple[float, float]] = {}
-    hd95: dict[tuple[str, str], tuple[float, float]] = {}
-    for score in base:
-        key = (score.case, score.structure)
-        a, b = score.dice, other[key].dice
-        if a is not None or b is not None:
-            dice[key] = (1.0 if a is None else a, 1.0 if b is None else b)
-        c, d = score.hd95_mm, other[key].hd95_mm
-        if c is not None and d is not None:
-            hd95[key] = (c, d)
-    case_dice, case_hd95 = _case_means(dice), _case_means(hd95)
-    subjects = subjects or {score.case: score.case for score in base}
-    return {
-        "structures": {
-            name: _comparison(
-                {case: pair for (case, structure), pair in dice.items() if structure == name},
-                [pair for (_, structure), pair in hd95.items() if structure == name],
-                subjects,
-                n_boot,
-            )
-            for name in dict.fromkeys(score.structure for score in base)
-        },
-        MEAN: _comparison(case_dice, list(case_hd95.values()), subjects, n_boot),
-        "cases": [
-            {"case": case, "base_dice": a, "adapted_dice": b, "dice_difference": b - a}
-            for case, (a, b) in case_dice.items()
-        ],
-    }
-
-
 def _surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> tuple[float, float]:
     """95th percentile Hausdorff distance (the larger of both directions) and average symmetric surface distance."""
     import torch
@@ -196,11 +111,6 @@ def _partial_distances(
     return hd95, float(np.concatenate((there, back)).mean())
 
 
-def _mask(labels: np.ndarray, value: int, ignored: np.ndarray | None) -> np.ndarray:
-    mask: np.ndarray = labels == value if labels.ndim == 3 else np.logical_or.reduce(labels == value)
-    return mask if ignored is None else mask & ~ignored
-
-
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """The box around all voxels of the mask, with a margin of one voxel where the image goes on."""
     box = []
@@ -210,64 +120,11 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def _mask(labels: np.ndarray, value: int, ignored: np.ndarray | None = None) -> np.ndarray:
+    """Where a structure is, in whichever layer, without voxels that nobody labeled: (x, y, z)."""
+    mask: np.ndarray = np.equal(labels, value).reshape(-1, *labels.shape[-3:]).any(0)
+    return mask if ignored is None else mask & ~ignored
+
+
 def _shape(array: np.ndarray) -> str:
-    return "x".join(str(size) for size in array.shape)
-
-
-def _present(values: Any) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _values(scores: Sequence[Score], measure: str) -> list[float]:
-    return _present(getattr(score, measure) for score in scores)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _summary(values: Mapping[str, Sequence[float]]) -> dict[str, float | int | None]:
-    summary: dict[str, float | int | None] = {"n": len(values["dice"]), "n_distance": len(values["hd95_mm"])}
-    summary["dice_min"] = min(values["dice"], default=None)
-    for measure, numbers in values.items():
-        summary[f"{measure}_mean"] = _mean(numbers)
-        summary[f"{measure}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return summary
-
-
-def _case_means(pairs: Mapping[tuple[str, str], tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    by_case: dict[str, list[tuple[float, float]]] = {}
-    for (case, _), pair in pairs.items():
-        by_case.setdefault(case, []).append(pair)
-    return {case: (statistics.fmean(p[0] for p in g), statistics.fmean(p[1] for p in g)) for case, g in by_case.items()}
-
-
-def _comparison(
-    dice: Mapping[str, tuple[float, float]],
-    hd95: Sequence[tuple[float, float]],
-    subjects: Mapping[str, str],
-    n_boot: int,
-) -> dict[str, Any]:
-    differences = {case: adapted - base for case, (base, adapted) in dice.items()}
-    by_subject: dict[str, list[float]] = {}
-    for case, difference in differences.items():
-        by_subject.setdefault(subjects[case], []).append(difference)
-    interval = None
-    if len(by_subject) >= 3:
-        sums, counts = (np.array([measure(group) for group in by_subject.values()]) for measure in (sum, len))
-        drawn = np.random.default_rng(0).integers(len(sums), size=(n_boot, len(sums)))
-        means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-        interval = [float(q) for q in np.percentile(means, (2.5, 97.5))]
-    return {
-        "n": len(dice),
-        "base_dice": _mean([a for a, _ in dice.values()]),
-        "adapted_dice": _mean([b for _, b in dice.values()]),
-        "dice_difference": _mean(list(differences.values())),
-        "dice_difference_ci95": interval,
-        "improved": sum(difference > 0 for difference in differences.values()),
-        "worsened": sum(difference < 0 for difference in differences.values()),
-        "n_distance": len(hd95),
-        "base_hd95_mm": _mean([a for a, _ in hd95]),
-        "adapted_hd95_mm": _mean([b for _, b in hd95]),
-        "hd95_mm_difference": _mean([b - a for a, b in hd95]),
-    }
+    return "x".join(str(size) for size in array.shape[-3:])

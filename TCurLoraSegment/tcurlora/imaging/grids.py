@@ -115,8 +115,8 @@ def to_array(image: sitk.Image) -> Floats:
 
 
 def label_array(image: sitk.Image) -> npt.NDArray[np.int32]:
-    """Return the labels of a scalar image as an (x, y, z) array."""
-    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), dtype=np.int32)
+    """Return labels as an (x, y, z) array, or as (layer, x, y, z) where the image has several components."""
+    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T, dtype=np.int32)
 
 
 def index_of_largest(maps: Iterable[Floats]) -> npt.NDArray[np.uint16]:

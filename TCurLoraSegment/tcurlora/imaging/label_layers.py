@@ -54,7 +54,7 @@ def layers_of(labels: sitk.Image) -> list[npt.NDArray[Any]]:
     return [voxels] if voxels.ndim == 3 else [voxels[..., layer] for layer in range(voxels.shape[-1])]
 
 
-def overlaps(labels: sitk.Image) -> bool:
+def has_overlaps(labels: sitk.Image) -> bool:
     """Return whether a labelmap has several layers."""
     return bool(labels.GetNumberOfComponentsPerPixel() > 1)
 
@@ -72,7 +72,7 @@ def flattened(labels: sitk.Image, order: Sequence[int]) -> sitk.Image:
         labels: in one layer or in several.
         order: the label values in the order in which they are written; later ones overwrite earlier ones.
     """
-    if not overlaps(labels):
+    if not has_overlaps(labels):
         return labels
     layers = layers_of(labels)
     flat = np.zeros_like(layers[0])

@@ -108,7 +108,7 @@ class Segmenter:
             shape = padded.shape[1:]
             scores = ScoreVolume(len(self.groups), shape, self._summing_device(shape), self.in_memory)
             try:
-                add_windows(torch.from_numpy(padded), self.windows, self._predict, scores, self._batch(), on_window)
+                add_windows(torch.from_numpy(padded), self.windows, self._predict, scores, self.batch_size(), on_window)
             except BaseException:
                 scores.__exit__(None, None, None)
                 raise
@@ -140,7 +140,8 @@ class Segmenter:
     def _memory_format(self) -> torch.memory_format:
         return torch.contiguous_format if self.device.type == "cpu" else torch.channels_last_3d
 
-    def _batch(self) -> int:
+    def batch_size(self) -> int:
+        """Return how many windows are computed at once."""
         # On a processor torch has quicker convolutions for two images than for one; more gain nothing.
         small = 2 * score_bytes(len(self.channels), self.windows.roi_size) <= WINDOW_BYTES
         return 2 if self.device.type == "cpu" and small else 1

@@ -18,7 +18,8 @@ from tcurlora import __version__
 from tcurlora.cases.cached_case import CachedCase, cache_case
 from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.evaluation.reports import build_report, model_card, summary_table
+from tcurlora.evaluation.gain import compare_scores
+from tcurlora.evaluation.reports import build_report, comparison_table, model_card
 from tcurlora.evaluation.scores import Score
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.model import TensorCurModel
@@ -294,10 +295,11 @@ class _Run:
                 self.events.emit("stage", name=f"fold-{number}", title=title)
                 fold = self._validate_fold(number, held_out)
                 distributed.first(partial(self.job.remember, f"fold-{number}", fold))
-            for part in ("base", "adapted"):
-                dice = [score["dice"] for score in fold[part] if score["dice"] is not None]
-                if dice:
-                    self.events.emit("metric", name=f"{part}_dice", value=sum(dice) / len(dice), fold=number)
+            base, adapted = ([Score(**score) for score in fold[part]] for part in ("base", "adapted"))
+            found = compare_scores(base, adapted, self._subjects(), self._new_structures())["mean"]
+            for name in ("base_dice", "adapted_dice"):
+                if found[name] is not None:
+                    self.events.emit("metric", name=name, value=found[name], fold=number)
             done.append(fold)
         return done
 
@@ -334,8 +336,16 @@ class _Run:
                 "adapter_bytes": weights_bytes(model.trained_state()),
                 "base_bytes": self.site.base.weights.stat().st_size,
             },
-            subjects={case.name: case.subject for case in self.site.dataset.cases},
+            subjects=self._subjects(),
+            new=self._new_structures(),
         )
+
+    def _subjects(self) -> dict[str, str]:
+        return {case.name: case.subject for case in self.site.dataset.cases}
+
+    def _new_structures(self) -> list[str]:
+        """Name the structures that the base model has no output for."""
+        return [name for name, sources in self.site.matched.items() if not sources]
 
     def details(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
         """Say in adapter_config.json where the adapter comes from."""
@@ -376,6 +386,4 @@ def _times(sizes: Sequence[int]) -> str:
 
 def _table(report: Mapping[str, Any]) -> str:
     validation = report["cross_validation"]
-    return (
-        "" if validation is None else summary_table({part: validation[part]["summary"] for part in ("base", "adapted")})
-    )
+    return "" if validation is None else comparison_table(validation["comparison"])
