@@ -57,7 +57,7 @@ def test_advice_reaches_events_report_and_card(
 
 @pytest.mark.parametrize(
     ("free", "patch", "at_once"),
-    [(2**40, [64, 64, 16], None), (28, [64, 64, 16], 1), (16, [32, 32, 16], None), (4, [32, 32, 16], 1)],
+    [(2**40, [64, 64, 16], None), (28, [64, 64, 16], 1), (14, [32, 32, 16], None), (4, [32, 32, 16], 1)],
 )
 def test_patches_are_chosen_by_the_free_memory_of_the_computer(
     tmp_path: Path,

@@ -262,8 +262,8 @@ class _Run:
     def _expected_to_fit(self, patches: Sequence[tuple[int, ...]]) -> tuple[int, int | None]:
         """Find the first patch that is expected to fit in memory, and how many of them at once; None for the batch.
 
-        Only of a graphics card it can be tried what fits: on a processor the system may end the process, or slow it down
-        to nothing. So the smallest patch is measured, and memory grows with the voxels.
+        Trying shows what fits on a graphics card; on a processor the system may end the process, or slow it down to
+        nothing. So the smallest patch is measured, and memory grows with the voxels.
         """
         free = free_memory(self.device)
         if free is None or len(patches) < 2:
