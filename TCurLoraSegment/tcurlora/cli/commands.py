@@ -383,7 +383,7 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.evaluation.reports import summary_table
     from tcurlora.imaging.structures import parse_labels
     from tcurlora.models.adapter_files import require_absent
-    from tcurlora.runtime.events import write_json
+    from tcurlora.runtime.json_files import write_json
 
     if options.out:
         require_absent(Path(options.out))
@@ -508,9 +508,9 @@ def _print(options: argparse.Namespace, content: Any, words: str) -> None:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+    from tcurlora.runtime.plain_text import table
+
+    return table(header, rows, words=True) if rows else "None."
 
 
 def _where(entry: dict[str, Any]) -> str:

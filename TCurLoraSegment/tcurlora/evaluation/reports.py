@@ -9,6 +9,7 @@ from typing import Any
 from tcurlora.evaluation.gain import ESTIMAND, MEAN, compare_scores
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
+from tcurlora.runtime.plain_text import table
 
 KEEP_BASE = "Keep using the base model."
 
@@ -74,25 +75,6 @@ def _weakest(structures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _dice_of(structures: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(f"{name}, Dice {numbers['adapted_dice']:.2f}" for name, numbers in structures.items())
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Lay out rows under a header, the first column to the left and the others to the right.
-
-    Args:
-        header: title of each column.
-        rows: one text for each column.
-        markdown: write a Markdown table instead of one for the terminal.
-    """
-    if markdown:
-        lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    lines = [list(header), ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    )
 
 
 def comparison_table(comparison: Mapping[str, Any], markdown: bool = False) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -29,8 +29,10 @@ from tcurlora.models.adapter_library import is_adapter
 from tcurlora.runtime import distributed
 from tcurlora.runtime.devices import choose_device
 from tcurlora.runtime.events import EventSink, Labelled, NullEvents, Tee, duration
-from tcurlora.runtime.job_folder import JobFolder, describe_inputs
+from tcurlora.runtime.job_folder import JobFolder, describe_inputs, hold_job
+from tcurlora.runtime.json_files import read_object
 from tcurlora.runtime.memory import free_memory, peak_bytes
+from tcurlora.runtime.plain_text import times
 from tcurlora.training.advice import advice_on_structures
 from tcurlora.training.presets import DEFAULT_PRESET, training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
@@ -96,8 +98,16 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
         `adapter` (its folder), `summary` (one line), `table`, `bytes` and `trained` (numbers).
 
     Raises:
-        InputError: for anything wrong with the input, before anything is written.
+        InputError: for anything wrong with the input, before anything is written; `busy` when another run is at work
+            in the job's folder.
     """
+    with ExitStack() as held:
+        return _run_adapt(request, job_folder, events, resume, held)
+
+
+def _run_adapt(
+    request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool, held: ExitStack
+) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(request.out)
     if distributed.rank() > 0:
@@ -112,6 +122,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     network = site.base.build()
     config = site.config(network, request.method, request.rank, request.seed)
 
+    distributed.first(lambda: held.enter_context(hold_job(job_folder)))
     open_job = JobFolder.resume if resume else JobFolder.start
     job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_site(site)))
     if distributed.rank() == 0:
@@ -185,7 +196,7 @@ def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict
 
 def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:
     """Write the result of a job whose adapter is there, also when the job was killed just before it could."""
-    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    report = read_object(out / REPORT)
     summary = {
         "adapter": str(out),
         "summary": report["summary"],
@@ -255,7 +266,7 @@ class _Run:
             except MemoryExhausted:
                 if number == len(patches) or distributed.active():
                     raise
-            message = f"Memory ran out with patches of {_times(patch)} voxels; going on with {_times(patches[number])}."
+            message = f"Memory ran out with patches of {times(patch)} voxels; going on with {times(patches[number])}."
             self.events.emit("warning", code="smaller_patches", message=message)
         raise AssertionError("there is no patch")
 
@@ -284,8 +295,8 @@ class _Run:
         if tuple(patch) == tuple(wanted) and at_once is None:
             return
         message = (
-            f"A step on patches of {_times(wanted)} voxels would take {needed / 2**30:.1f} GB of memory, more than is "
-            f"free; going on with {_times(patch)}{', one at a time' if at_once == 1 else ''}."
+            f"A step on patches of {times(wanted)} voxels would take {needed / 2**30:.1f} GB of memory, more than is "
+            f"free; going on with {times(patch)}{', one at a time' if at_once == 1 else ''}."
         )
         self.events.emit("warning", code="smaller_patches", message=message)
 
@@ -419,7 +430,7 @@ class _Run:
         counts = {f"trained_{part}": number for part, number in model.trained_counts().items()}
         return {
             **asdict(self.settings),
-            "patch": _times(self.patch),
+            "patch": times(self.patch),
             **counts,
             "cases": len(self.cached),
             "best_step": result.best_step,
@@ -429,10 +440,6 @@ class _Run:
 def versions() -> dict[str, str]:
     """Say which versions of the program and of what computes in it are at work."""
     return {"tcurlora": __version__, **{name: version(name) for name in ("torch", "monai", "SimpleITK", "numpy")}}
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def _table(report: Mapping[str, Any]) -> str:
