@@ -35,7 +35,8 @@ from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.opening import load_base_model
-from tcurlora.runtime.events import NullEvents, write_json
+from tcurlora.runtime.events import NullEvents
+from tcurlora.runtime.json_files import write_json
 from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, score_cases
 from tcurlora.training.trainer import train

@@ -124,7 +124,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     models = command("models", _models, "list, show, fetch, add or remove base models")
     models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
-    models.add_argument("name", nargs="?", help="name of the model; for add: folder of a MONAI bundle")
+    models.add_argument(
+        "name", nargs="?", help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net"
+    )
+    models.add_argument("--name", dest="new_name", help="for add: name of the model here (default: its own)")
+    models.add_argument("--fold", default="", help="for add: folds of an nnU-Net to keep, such as 0,1,2 (default: 0)")
+    models.add_argument(
+        "--orientation",
+        default="",
+        help="for add: orientation of an nnU-Net's training data, such as RAS or LPS, which nnU-Net does not record; "
+        "'stored' takes scans as they are stored, as nnU-Net does",
+    )
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
@@ -154,6 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument(
+        "--mirror", action="store_true", help="also mirror each window, as nnU-Net can; several times slower"
+    )
+    segment.add_argument(
+        "--fold", default="", help="of an nnU-Net: the fold to use, or several to average, such as 0,1,2 (default: 0)"
+    )
     segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
     segment.add_argument("--job", help="folder for request, log and result (default: none)")
 
@@ -201,9 +217,13 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge = command(
+        "merge",
+        _merge,
+        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
+    )
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
-    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
@@ -278,9 +298,16 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
     elif options.action == "fetch":
         _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
     elif options.action == "add":
-        _print(
-            options, {"path": str(catalogue.add_model(Path(name), _require_loadable))}, f"Added '{Path(name).name}'."
+        from tcurlora.models.kinds import AddOptions
+        from tcurlora.models.opening import load_base_model
+
+        added = catalogue.add_model(
+            Path(name),
+            lambda folder: _require_loadable(folder, options.fold),
+            options.new_name,
+            AddOptions(options.fold, options.orientation),
         )
+        _print(options, {"path": str(added)}, "\n".join([f"Added '{added.name}'.", *load_base_model(added).notes]))
     else:
         catalogue.remove_model(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
@@ -364,7 +391,14 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.runtime.job_folder import remove_job
 
     request = SegmentRequest(
-        options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
+        options.model,
+        tuple(options.input),
+        options.out,
+        options.base,
+        options.device,
+        options.uncertainty,
+        mirror=options.mirror,
+        fold=options.fold,
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:
@@ -470,7 +504,7 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
-    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    _print(options, {"path": options.out}, f"Merged model: {options.out}")
     return 0
 
 
@@ -496,11 +530,11 @@ def _serve(options: argparse.Namespace, _events: EventSink) -> int:
     return 0
 
 
-def _require_loadable(folder: Path) -> None:
+def _require_loadable(folder: Path, fold: str) -> None:
     """Open a base model and build its network, or raise what is wrong with it."""
     from tcurlora.models.opening import load_base_model
 
-    load_base_model(folder).build()
+    load_base_model(folder, fold).build()
 
 
 def _print(options: argparse.Namespace, content: Any, words: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import SimpleITK as sitk
 
 from tcurlora.errors import MemoryExhausted
-from tcurlora.inference.score_volume import score_bytes
+from tcurlora.inference.score_volume import bar_bytes, score_bytes
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.runtime.system_memory import memory
 
@@ -44,7 +45,9 @@ def expected_bytes(segmenter: Segmenter, image: sitk.Image, uncertainty: bool = 
     channels, classes = image.GetNumberOfComponentsPerPixel(), len(segmenter.groups)
     own = voxels * channels * image.GetSizeOfPixelComponent()
     sums = score_bytes(classes, (grid,))
-    kept = sums if sums <= segmenter.in_memory else 0
+    on_disk = sums > segmenter.in_memory
+    kept = bar_bytes(classes, _grid(image, spacing, segmenter.windows.roi_size), segmenter.windows.roi_size)
+    kept = min(kept, sums) if on_disk else sums
     here = segmenter.device.type == "cpu"
     predicted = segmenter.batch_size() * window * 4 * (2 * len(segmenter.channels) + (FEATURES if here else 0))
     preparing = 4 * channels * (2 * voxels + 3 * grid)
@@ -52,9 +55,15 @@ def expected_bytes(segmenter: Segmenter, image: sitk.Image, uncertainty: bool = 
     predicting = grid * 4 * (2 * channels + 1) + kept + predicted
     # The best score, that of a class as image and as array, which class is best, and where it was bettered.
     back = 4 * voxels * 4 + (2 + 1) * voxels if segmenter.activation == "softmax" else 13 * voxels + classes * voxels
-    returning = grid * 4 * (2 * channels + 2) + kept + back + (8 * grid if uncertainty else 0)
+    returning = grid * 4 * (2 * channels + 2) + (0 if on_disk else kept) + back + (8 * grid if uncertainty else 0)
     weights = sum(tensor.nbytes for tensor in segmenter.network.state_dict().values()) if here else 0
-    return Expected(PROGRAM_BYTES + weights + own + max(preparing, predicting, returning), sums - kept)
+    return Expected(PROGRAM_BYTES + weights + own + max(preparing, predicting, returning), sums if on_disk else 0)
+
+
+def _grid(image: sitk.Image, spacing: Sequence[float], window: Sequence[int]) -> list[int]:
+    """The size of the prepared scan, at least that of the window, with axes as those of the scan."""
+    sizes = zip(image.GetSize(), image.GetSpacing(), spacing, window, strict=True)
+    return [max(math.ceil(count * own / new), least) for count, own, new, least in sizes]
 
 
 def require_memory(expected: Expected) -> str | None:

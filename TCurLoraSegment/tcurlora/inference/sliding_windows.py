@@ -11,7 +11,7 @@ import torch
 from monai.data.utils import compute_importance_map
 from torch import Tensor
 
-from tcurlora.inference.score_volume import Place, ScoreVolume
+from tcurlora.inference.score_volume import Place, ScoreVolume, longest_first
 from tcurlora.models.base_model import Windowing
 
 NUMPY_PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -36,10 +36,15 @@ def window_starts(size: int, roi: int, windows: Windowing) -> list[int]:
 
 
 def window_places(shape: Sequence[int], windows: Windowing) -> list[Place]:
-    """Return the place of each window in an array of (x, y, z), the last axis fastest."""
+    """Return the place of each window in an array of (x, y, z), the shortest axis fastest."""
     starts = [window_starts(size, roi, windows) for size, roi in zip(shape, windows.roi_size, strict=True)]
-    x, y, z = windows.roi_size
-    return [(slice(i, i + x), slice(j, j + y), slice(k, k + z)) for i, j, k in itertools.product(*starts)]
+    axes = longest_first(shape)
+    places = []
+    for ordered in itertools.product(*(starts[axis] for axis in axes)):
+        start = dict(zip(axes, ordered, strict=True))
+        x, y, z = (slice(start[axis], start[axis] + windows.roi_size[axis]) for axis in range(3))
+        places.append((x, y, z))
+    return places
 
 
 def window_weights(windows: Windowing) -> Tensor:
@@ -118,40 +123,33 @@ def add_windows(
     """
     weights = window_weights(windows).to(scores.device)
     places = window_places(array.shape[1:], windows)
-    waiting: list[Place] = []
+    waiting: list[tuple[Place, Tensor | None]] = []  # in their order, with what is known of them
     done = 0
     uniform: tuple[float, ...] | None = None
-    of_uniform = torch.empty(0)
+    of_uniform: Tensor | None = None
 
-    def tell() -> None:
+    def add_waiting() -> None:
+        nonlocal done
         if on_window is not None:
             on_window(done / len(places))
-
-    def predict_waiting() -> None:
-        nonlocal done
-        tell()
-        parts = [array[(slice(None), *place)] for place in waiting]
-        for place, result in zip(waiting, predict(torch.stack(parts)), strict=True):
-            scores.add(place, result, weights)
+        unknown = [array[(slice(None), *place)] for place, known in waiting if known is None]
+        results = iter(predict(torch.stack(unknown)) if unknown else ())
+        for place, known in waiting:
+            scores.add(place, next(results) if known is None else known, weights)
         done += len(waiting)
         waiting.clear()
 
     for place in places:
         window = array[(slice(None), *place)]
         values = _value_of_each_channel(window)
-        if values is None:
-            waiting.append(place)
-            if len(waiting) == batch:
-                predict_waiting()
-            continue
-        tell()
-        if values != uniform:
+        if values is not None and values != uniform:
             # Only the last one is kept: with many classes one window is hundreds of megabytes.
             uniform, of_uniform = values, predict(window[None])[0]
-        scores.add(place, of_uniform, weights)
-        done += 1
+        waiting.append((place, None if values is None else of_uniform))
+        if (values is not None and len(waiting) == 1) or sum(known is None for _, known in waiting) == batch:
+            add_waiting()
     if waiting:
-        predict_waiting()
+        add_waiting()
 
 
 def _value_of_each_channel(window: Tensor) -> tuple[float, ...] | None:

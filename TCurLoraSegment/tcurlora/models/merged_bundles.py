@@ -23,8 +23,11 @@ from tcurlora.models.adapter_files import (
     require_absent,
 )
 from tcurlora.models.base_model import BaseModel
-from tcurlora.models.monai_bundle import MonaiBundle, has_expression, open_bundle, write_bundle
+from tcurlora.models.bundle_config import has_expression
+from tcurlora.models.merged_nnunet import merge_into_nnunet
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle, write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.nnunet import Nnunet
 from tcurlora.runtime.hashing import sha256_of_file
 from tcurlora.runtime.json_files import read_object
 
@@ -33,7 +36,7 @@ INHERITED = ("authors", "copyright", "licence", "license", "data_source", "data_
 
 
 def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
-    """Write adapter and base as one MONAI bundle.
+    """Write adapter and base as one MONAI bundle, or as a trained nnU-Net where the base is one.
 
     Args:
         adapter_folder: the adapter.
@@ -46,6 +49,9 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
         TCurLoraError: when the bundle cannot be written.
     """
     require_absent(out)
+    if isinstance(base, Nnunet):
+        merge_into_nnunet(adapter_folder, out, base)
+        return
     if not isinstance(base, MonaiBundle) or not isinstance(base.preprocessing, MonaiPreprocessing):
         raise InputError(
             f"'{base.name}' is a {base.kind}, whose adapters cannot be merged into a MONAI bundle.",
