@@ -128,6 +128,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
+    check.add_argument(
+        "--guess", action="store_true", help="also segment a few cases, to guess what your structures are in the base"
+    )
+    check.add_argument("--device", default="auto", help="for --guess: auto, cpu, cuda, cuda:1, mps")
 
     adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
     _add_site(adapt)
@@ -299,6 +303,15 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "base_structures": list(site.base.structures),
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
     }
+    if options.guess:
+        from tcurlora.runtime.devices import choose_device
+        from tcurlora.training.structure_guesses import guess_structures
+
+        guesses = guess_structures(site, choose_device(options.device), events)
+        report["guesses"] = [guess.to_dict() for guess in guesses]
+        for guess in guesses:
+            best = [f"{' + '.join(names)} (Dice {dice:.2f})" for names, dice in guess.candidates]
+            words.append(f"'{guess.structure}' lies where the base finds: {', '.join(best) or 'nothing'}.")
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
