@@ -212,6 +212,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    demo.add_argument("--patients", type=_positive, help="make only so many simulated patients, and stop")
+    demo.add_argument("--seed", type=_natural, default=0, help="of the patients, with --patients (default: 0)")
 
     serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
     serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
@@ -472,6 +474,14 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
 
 def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    if options.patients:
+        from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
+
+        files = make_patients(Path(options.out), options.patients, options.seed)
+        _print(
+            options, {"folder": options.out, "files": files, "note": SIMULATION_NOTE}, f"Made {len(files)} patients."
+        )
+        return 0
     from tcurlora.demo.run import run_demo
 
     result = run_demo(Path(options.out), events)
