@@ -10,9 +10,10 @@ import slicer
 
 _ENDING = re.compile(r"(\.seg)?\.(nrrd|nhdr|nii(\.gz)?|mha|mhd)\b", re.IGNORECASE)
 _SIDE_OR_VISIT = re.compile(
-    r"(?<![A-Za-z0-9])(?:l|r|lh|rh|left|right|(?:ses|session|visit|timepoint|run)[-_ ]?\d+)(?![A-Za-z0-9])",
+    r"(?:^|[\s_.-]+)(?:l|r|lh|rh|left|right|(?:ses|session|visit|timepoint|run)[-_ ]?\d+)(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
+_BETWEEN = re.compile(r"[\s_.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def subject_of(volume: slicer.vtkMRMLScalarVolumeNode) -> Subject:
             return Subject(key, hierarchy.GetItemName(branch))
     name = volume.GetName() or ""
     person = person_in_name(name)
-    return Subject(f"name {person.casefold()}", person) if person else Subject(str(volume.GetID()), name)
+    return (
+        Subject(f"name {_BETWEEN.sub('_', person.casefold())}", person)
+        if person
+        else Subject(str(volume.GetID()), name)
+    )
 
 
 def person_in_name(name: str) -> str:
@@ -61,9 +66,7 @@ def person_in_name(name: str) -> str:
     Returns:
         What is left; empty where nothing tells a person.
     """
-    words = _SIDE_OR_VISIT.sub(" ", _ENDING.sub("", name))
-    # What stood between the words that are gone: `a_L_b` and `a_b` are the same person.
-    return re.sub(r"[\s_.-]+", "_", words).strip("_") if words.strip(" _.-") else ""
+    return _SIDE_OR_VISIT.sub("", _ENDING.sub("", name)).strip(" _.-")
 
 
 def subjects_of(volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], given: Sequence[str]) -> list[Subject]:

@@ -87,6 +87,9 @@ class AdaptersSection:
             getattr(self._ui, f"{name}AdapterButton").setEnabled(entry is not None)
         self._ui.cardButton.setEnabled(entry is not None)
         self._ui.useAdapterButton.setEnabled(entry is not None and not entry["problem"])
+        if not self._panel.adapters and not self._message:
+            self._say(_("There are no adapters yet.") if self._panel.listed else "")
+            return
         self._say(self._message or str((entry or {}).get("problem") or (entry or {}).get("summary") or ""))
 
     def _on_use(self) -> None:

@@ -35,7 +35,7 @@ SECONDS_A_CASE = 10
 SECONDS_TO_GUESS = 900
 """What segmenting a few cases may take, with a large model on a slow computer."""
 USE, VOLUME, LABELS, PERSON, STATE = range(5)
-LISTED = 4
+LISTED = 3
 """Cases whose problems are written below the table."""
 
 
@@ -43,8 +43,14 @@ LISTED = 4
 class Remark:
     """What a check found about a case; an error keeps it from being used."""
 
-    text: str
+    message: str
     error: bool
+    remedy: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that there is to say."""
+        return f"{self.message} {self.remedy}".strip()
 
 
 class CasesSection:
@@ -146,9 +152,9 @@ class CasesSection:
             volume, labels = _nodes(row.pair)
             gone = _("(deleted)")
             state, tooltip = self._state_words(row.pair)
-            names = [volume.GetName() if volume else gone, labels.GetName() if labels else gone]
-            texts.append(["", *names, person.label if person else "", state])
-            tooltips.append(tooltip)
+            own, drawn = (node.GetName() if node else gone for node in (volume, labels))
+            texts.append(["", own, _without(own, drawn), person.label if person else "", state])
+            tooltips.append("\n".join(filter(None, (f"{own}: {drawn}", tooltip))))
         fill(self._ui.casesTable, texts, tooltips, (PERSON,))
         for number, row in enumerate(rows):
             set_checked(self._ui.casesTable, number, USE, row.use)
@@ -176,13 +182,13 @@ class CasesSection:
             job.delete()
             self.tell(str(error))
             return
-        remarks = {problem.pair: [Remark(f"{problem.message} {problem.remedy}", True)] for problem in export.problems}
+        remarks = {problem.pair: [Remark(problem.message, True, problem.remedy)] for problem in export.problems}
         usable = {
             case.name: pair for case, pair in zip(export.cases, (p for p in pairs if p not in remarks), strict=True)
         }
         remarks |= {pair: [] for pair in usable.values()}
         for warning in export.warnings:
-            remarks[warning.pair].append(Remark(f"{warning.message} {warning.remedy}", False))
+            remarks[warning.pair].append(Remark(warning.message, False, warning.remedy))
         self._remarks, self._checked = remarks, {pair: self._state(pair) for pair in pairs}
         if not usable:
             job.delete()
@@ -224,24 +230,27 @@ class CasesSection:
     ) -> None:
         general = []
         structures = self._panel.structures_section.structures
-        odd = [s for s in structures if 0 < s.cases <= len(pairs) / 2 and 2 * s.cases < len(pairs) + 1]
+        odd = [s for s in structures if 0 < s.cases < len(pairs) / 2]
         absent = _absent_structures(structures, odd, pairs)
+        asked = self._panel.structures_section.open()
         for finding in report["findings"]:
-            text = words.of(without_options(" ".join(filter(None, (finding["message"], finding["remedy"])))))
+            message, remedy = (words.of(without_options(str(finding[key]))) for key in ("message", "remedy"))
             pair = usable.get(str(finding["case"]))
+            if finding["code"] == "new_structure" and any(f"'{name}'" in message for name in asked):
+                continue  # which is asked about
             if pair is None:
-                general.append(text)
+                general.append(f"{message} {remedy}".strip())
             elif finding["code"] == "structure_absent":
-                text = absent.get(pair, "")
-                self._remarks[pair] += [Remark(text, False)] if text else []
+                self._remarks[pair] += [absent[pair]] if pair in absent else []
             else:
-                self._remarks[pair].append(Remark(text, finding["severity"] == "error"))
+                self._remarks[pair].append(Remark(message, finding["severity"] == "error", remedy))
         for structure in odd:
-            text = _("Only {count} of {number} cases have '{name}'. If it is named otherwise in the others, rename it.")
-            words_of_odd = text.format(count=structure.cases, number=len(pairs), name=structure.name)
+            text = _("Only {count} of {number} cases have '{name}'.")
+            message = text.format(count=structure.cases, number=len(pairs), name=structure.name)
+            remark = Remark(message, False, _("If the others have it under another name, use one name in all."))
             for member in structure.members:
                 if member < len(pairs) and pairs[member] in self._remarks:
-                    self._remarks[pairs[member]].append(Remark(words_of_odd, False))
+                    self._remarks[pairs[member]].append(remark)
         self._conclude(general)
 
     def _conclude(self, general: Sequence[str]) -> None:
@@ -261,7 +270,7 @@ class CasesSection:
         for pair, found in remarks:
             volume = _nodes(pair)[0]
             if found and volume is not None:
-                lines.append(f"{volume.GetName()}: {found[0].text}")
+                lines.append(f"{volume.GetName()}: {found[0].message}")
         if len(lines) > LISTED:
             more = _("{count} more: see the tooltips in the table.").format(count=len(lines) - LISTED)
             lines = [*lines[:LISTED], more]
@@ -406,16 +415,24 @@ def _quoted(name: str) -> Callable[[re.Match[str]], str]:
     return lambda _match: f"'{name}'"
 
 
-def _absent_structures(structures: Sequence[Any], odd: Sequence[Any], pairs: Sequence[CasePair]) -> dict[CasePair, str]:
+def _without(name: str, other: str) -> str:
+    """Return what a name has beside another that it begins with: rows are told apart by what differs."""
+    rest = other[len(name) :]
+    return f"…{rest}" if name and other.startswith(name) and rest and not rest[0].isalnum() else other
+
+
+def _absent_structures(
+    structures: Sequence[Any], odd: Sequence[Any], pairs: Sequence[CasePair]
+) -> dict[CasePair, Remark]:
     """Say for each case which structures it lacks, but for those that most cases lack."""
-    texts = {}
+    remarks = {}
     for number, pair in enumerate(pairs):
         names = [f"'{s.name}'" for s in structures if s not in odd and s.cases and number not in s.members]
         labels = _nodes(pair)[1]
         if names and labels is not None:
-            text = _("'{labels}' has no {names}. Fine if it is not in the scan; otherwise label it.")
-            texts[pair] = text.format(labels=labels.GetName(), names=", ".join(names))
-    return texts
+            message = _("'{labels}' has no {names}.").format(labels=labels.GetName(), names=", ".join(names))
+            remarks[pair] = Remark(message, False, _("Fine if it is not in the scan; otherwise label it."))
+    return remarks
 
 
 def _nodes(pair: CasePair) -> tuple[slicer.vtkMRMLNode | None, slicer.vtkMRMLNode | None]:

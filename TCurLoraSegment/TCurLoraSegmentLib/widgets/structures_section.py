@@ -85,7 +85,7 @@ class StructuresSection:
 
     def wants_guesses(self) -> bool:
         """Return whether a check is to compare the labels with what the base model finds."""
-        return any(name not in self._candidates for name in self._open())
+        return any(name not in self._candidates for name in self.open())
 
     def take(self, report: Mapping[str, Any]) -> None:
         """Take in what the engine's `check` says about structures."""
@@ -146,7 +146,7 @@ class StructuresSection:
     def _offers(self, name: str, base_names: Sequence[str], chosen: Sequence[str]) -> tuple[list[list[str]], list[str]]:
         """What a structure may be in the base, and how each choice is called; the best guesses first."""
         values: list[list[str]] = [[]]
-        titles = [_("choose...") if name in self._open() else self._automatic(name)]
+        titles = [_("choose...") if name in self.open() else self._automatic(name)]
         dice = {candidate.base: candidate.dice for candidate in self._candidates.get(name, ())}
         whole = [tuple(base_names)] if 1 < len(base_names) <= FEW else []
         for sources in dict.fromkeys([*dice, *((b,) for b in base_names), *whole]):
@@ -179,13 +179,14 @@ class StructuresSection:
             if sources and (len(known) == 2 or all(source in known for source in sources))
         }
 
-    def _open(self) -> list[str]:
+    def open(self) -> list[str]:
+        """The structures of which it is not known what they are in the base model."""
         answered = {**self._by_terminology, **self._answers()}
         return open_structures(self._structures, answered, self._matched, self._candidates)
 
     def _questions(self) -> list[Question]:
         apart = self._panel.parameters.get("apart")
-        return questions(self._structures, self._open(), self._candidates, apart)
+        return questions(self._structures, self.open(), self._candidates, apart)
 
     def _structures_now(self, include: Sequence[str] = ()) -> list[SceneStructure]:
         """The structures of the chosen cases; voxels are counted again only where something has changed."""
