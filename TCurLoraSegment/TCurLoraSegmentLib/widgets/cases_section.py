@@ -67,7 +67,7 @@ class CasesSection:
         self._checking = False
         self._scene = 0
         self._filling = False
-        prepare(ui.casesTable, (VOLUME, LABELS))
+        prepare(ui.casesTable, (VOLUME, LABELS, PERSON))
         ui.pairFrame.setVisible(False)
         ui.addFromSceneButton.connect("clicked()", self._on_add_from_scene)
         ui.addPairToggle.connect("toggled(bool)", lambda on: ui.pairFrame.setVisible(bool(on)))

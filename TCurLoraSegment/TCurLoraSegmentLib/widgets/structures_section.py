@@ -48,7 +48,7 @@ class StructuresSection:
         self._combos: list[qt.QComboBox] = []
         self._question: Question | None = None
         self._filling = False
-        prepare(ui.structuresTable, (NAME, BASE), COMBO_PADDING)
+        prepare(ui.structuresTable, (BASE, NAME), COMBO_PADDING)
         ui.structuresTable.connect("itemChanged(QTableWidgetItem*)", self._on_renamed)
         ui.questionYesButton.connect("clicked()", self._on_yes)
         ui.questionNoButton.connect("clicked()", self._on_no)
