@@ -496,7 +496,7 @@ class RunTest(ClinicianCase):
 
         self.adapt()
         self.finish()
-        secret = f"{REAL_NAMES[0]} was read from {Path.home()}/Klinik Nord/scan 1.nrrd and C:\\Users\\eva\\x.nrrd"
+        secret = f"{REAL_NAMES[0]} was read from {Path.home()}/Klinik Nord/scan 1.nrrd and D:\\scans\\eva\\x.nrrd"
         self.panel.adapt_section.log_text = lambda: f"torch is here\n{secret}"  # type: ignore[method-assign]
         self.ui.bugReportButton.click()
         text = str(qt.QApplication.clipboard().text())
