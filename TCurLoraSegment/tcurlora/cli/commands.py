@@ -138,6 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
+    check.add_argument(
+        "--guess", action="store_true", help="also segment a few cases, to guess what your structures are in the base"
+    )
+    check.add_argument("--device", default="auto", help="for --guess: auto, cpu, cuda, cuda:1, mps")
 
     adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
     _add_site(adapt)
@@ -228,6 +232,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    demo.add_argument("--patients", type=_positive, help="make only so many simulated patients, and stop")
+    demo.add_argument("--seed", type=_natural, default=0, help="of the patients, with --patients (default: 0)")
 
     serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
     serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
@@ -340,6 +346,15 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
         "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
+    if options.guess:
+        from tcurlora.runtime.devices import choose_device
+        from tcurlora.training.structure_guesses import guess_structures
+
+        guesses = guess_structures(site, choose_device(options.device), events)
+        report["guesses"] = [guess.to_dict() for guess in guesses]
+        for guess in guesses:
+            best = [f"{' + '.join(names)} (Dice {dice:.2f})" for names, dice in guess.candidates]
+            words.append(f"'{guess.structure}' lies where the base finds: {', '.join(best) or 'nothing'}.")
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
@@ -509,6 +524,14 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
 
 def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    if options.patients:
+        from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
+
+        files = make_patients(Path(options.out), options.patients, options.seed)
+        _print(
+            options, {"folder": options.out, "files": files, "note": SIMULATION_NOTE}, f"Made {len(files)} patients."
+        )
+        return 0
     from tcurlora.demo.run import run_demo
 
     result = run_demo(Path(options.out), events)
