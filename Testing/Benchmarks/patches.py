@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from tcurlora.cases.cached_case import CachedCase, list_voxels, save_case
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 from tcurlora.training.patches import CutPatch, patch_transform
 
 SIDES = (96, 200, 300, 400, 512)

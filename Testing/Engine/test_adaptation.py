@@ -32,6 +32,8 @@ from tcurlora.training.adaptation import AdaptRequest, run_adapt
 from tcurlora.training.presets import preset, training_settings
 from tcurlora.training.target_site import fold_cases, open_site
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"}
 

@@ -30,6 +30,8 @@ from tcurlora.evaluation.gain import Row
 from tcurlora.runtime.events import NullEvents
 from tcurlora.runtime.job_folder import JobFolder
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("lora", "compact")
 pytest.importorskip("peft")
 

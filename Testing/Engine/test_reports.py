@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from tcurlora.evaluation.gain import ESTIMAND, compare_scores, summarize
-from tcurlora.evaluation.reports import build_report, comparison_table, first_line, model_card, summary_table, table
+from tcurlora.evaluation.reports import build_report, comparison_table, first_line, model_card, summary_table
 from tcurlora.evaluation.scores import Score
+from tcurlora.runtime.plain_text import table
 
 
 def scores(**structures: list[float]) -> list[Score]:

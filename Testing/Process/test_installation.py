@@ -161,7 +161,7 @@ class PlanTest(unittest.TestCase):
         self.assertFalse(made.installable)
         self.assertIn(f'"{OTHER.python}" -m pip install "monai>=1.6" "numpy>=1.26"', made.words())
         recorder = Recorder()
-        with self.assertRaisesRegex(UserError, "not altered from here"):
+        with self.assertRaisesRegex(UserError, "not modified"):
             install(made, lambda _: True, tools=recorder.tools)
         self.assertEqual(recorder.calls, [])
 

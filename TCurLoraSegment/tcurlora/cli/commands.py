@@ -138,6 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
+    check.add_argument(
+        "--guess", action="store_true", help="also segment a few cases, to guess what your structures are in the base"
+    )
+    check.add_argument("--device", default="auto", help="for --guess: auto, cpu, cuda, cuda:1, mps")
 
     adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
     _add_site(adapt)
@@ -217,13 +221,19 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
+    merge = command(
+        "merge",
+        _merge,
+        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
+    )
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
     merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    demo.add_argument("--patients", type=_positive, help="make only so many simulated patients, and stop")
+    demo.add_argument("--seed", type=_natural, default=0, help="of the patients, with --patients (default: 0)")
 
     serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
     serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
@@ -336,6 +346,15 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
         "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
+    if options.guess:
+        from tcurlora.runtime.devices import choose_device
+        from tcurlora.training.structure_guesses import guess_structures
+
+        guesses = guess_structures(site, choose_device(options.device), events)
+        report["guesses"] = [guess.to_dict() for guess in guesses]
+        for guess in guesses:
+            best = [f"{' + '.join(names)} (Dice {dice:.2f})" for names, dice in guess.candidates]
+            words.append(f"'{guess.structure}' lies where the base finds: {', '.join(best) or 'nothing'}.")
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
@@ -413,7 +432,7 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.evaluation.reports import summary_table
     from tcurlora.imaging.structures import parse_labels
     from tcurlora.models.adapter_files import require_absent
-    from tcurlora.runtime.events import write_json
+    from tcurlora.runtime.json_files import write_json
 
     if options.out:
         require_absent(Path(options.out))
@@ -505,6 +524,14 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
 
 def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    if options.patients:
+        from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
+
+        files = make_patients(Path(options.out), options.patients, options.seed)
+        _print(
+            options, {"folder": options.out, "files": files, "note": SIMULATION_NOTE}, f"Made {len(files)} patients."
+        )
+        return 0
     from tcurlora.demo.run import run_demo
 
     result = run_demo(Path(options.out), events)
@@ -538,9 +565,9 @@ def _print(options: argparse.Namespace, content: Any, words: str) -> None:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+    from tcurlora.runtime.plain_text import table
+
+    return table(header, rows, words=True) if rows else "None."
 
 
 def _where(entry: dict[str, Any]) -> str:

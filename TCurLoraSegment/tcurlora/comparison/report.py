@@ -15,7 +15,7 @@ from tcurlora.comparison.results import MEASURES, number, overview, summary_word
 from tcurlora.errors import TCurLoraError
 from tcurlora.evaluation.gain import ESTIMAND, MEAN, Row
 from tcurlora.runtime.atomic_files import whole_file
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 
 TITLES = {"dice": "Dice", "hd95_mm": "HD95, mm"}
 STYLE = """

@@ -9,7 +9,7 @@ from typing import Any
 
 from tcurlora.evaluation.gain import MEAN, Row, average, case_values, counted, gain, spread
 from tcurlora.evaluation.paired_statistics import holm
-from tcurlora.evaluation.reports import table
+from tcurlora.runtime.plain_text import table
 
 SCHEMA = 1
 BASE = "base"

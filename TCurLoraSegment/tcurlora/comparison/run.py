@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from tcurlora.method.adapted_model import AdaptedModel
 from tcurlora.models.adapter_files import weights_bytes
 from tcurlora.runtime.devices import choose_device
 from tcurlora.runtime.events import EventSink, NullEvents, Tee
-from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.runtime.job_folder import JobFolder, hold_job
 from tcurlora.runtime.memory import peak_bytes
 from tcurlora.training.adaptation import describe_site, versions
 from tcurlora.training.target_site import Site, fold_cases, open_site, score_cases
@@ -63,8 +64,14 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
         `report` (the HTML page), `table` (CSV), `results` (JSON), `summary` (one line) and `text` (a table).
 
     Raises:
-        InputError: for anything wrong with the input, before anything is written.
+        InputError: for anything wrong with the input, before anything is written; `busy` when another run is at work
+            in the folder.
     """
+    with ExitStack() as held:
+        return _run_compare(request, events, held)
+
+
+def _run_compare(request: CompareRequest, events: EventSink, held: ExitStack) -> dict[str, Any]:
     names = request.methods or DEFAULT_METHODS
     methods = parse_methods((BASE, *(name for name in names if name.strip() != BASE)))
     steps = request.steps or TrainingSettings.steps
@@ -107,6 +114,7 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
 
     own_structures = [structure.to_dict() for structure in own.structures] if own else []
     inputs = describe_site(site, (*test, *(own.cases if own else ())), own_structures=own_structures)
+    held.enter_context(hold_job(out))
     run.job = _open_job(out, request, inputs)
     run.events = Tee(events, run.job.events)
     run.prepare()

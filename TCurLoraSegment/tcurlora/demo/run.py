@@ -18,7 +18,8 @@ from tcurlora.inference.segmenter import Segmenter
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, require_absent
 from tcurlora.runtime.devices import choose_device
-from tcurlora.runtime.events import EventSink, write_json
+from tcurlora.runtime.events import EventSink
+from tcurlora.runtime.json_files import write_json
 from tcurlora.training.adaptation import AdaptRequest, run_adapt
 from tcurlora.training.target_site import Site, open_site, score_cases
 

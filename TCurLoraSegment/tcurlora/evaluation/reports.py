@@ -9,6 +9,7 @@ from typing import Any
 from tcurlora.evaluation.gain import ESTIMAND, MEAN, compare_scores
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
+from tcurlora.runtime.plain_text import table
 
 KEEP_BASE = "Keep using the base model."
 
@@ -74,25 +75,6 @@ def _weakest(structures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _dice_of(structures: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(f"{name}, Dice {numbers['adapted_dice']:.2f}" for name, numbers in structures.items())
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Lay out rows under a header, the first column to the left and the others to the right.
-
-    Args:
-        header: title of each column.
-        rows: one text for each column.
-        markdown: write a Markdown table instead of one for the terminal.
-    """
-    if markdown:
-        lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    lines = [list(header), ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    )
 
 
 def comparison_table(comparison: Mapping[str, Any], markdown: bool = False) -> str:
@@ -225,7 +207,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     return f"""# Adapter for {", ".join(structure.name for structure in structures) or "segmentation"}
 
 {report["summary"]}
-
+{_advice(report.get("advice", {}))}
 This folder is a small addition to a base model that segments medical images. It works with that base model only.
 
 - Base model: {base.get("name", "unknown")}
@@ -263,6 +245,11 @@ scans before you rely on it. A person has to look at every result. This is not a
 This folder holds no images, no file names and no names of patients; cases are numbered. Its numbers were learned from
 patients' images, though, so share it as your institution's rules for such models say.
 """
+
+
+def _advice(advice: Mapping[str, Sequence[str]]) -> str:
+    """Say what may help structures that were not learned."""
+    return "".join(f"\n'{name}' was not learned. {' '.join(sentences)}\n" for name, sentences in advice.items())
 
 
 def _change(before: float, after: float) -> str:

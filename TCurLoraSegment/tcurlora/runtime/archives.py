@@ -38,11 +38,14 @@ class Archive:
 
     Attributes:
         files: the files by their path inside the archive.
+        folders: the folders that have an entry of their own.
     """
 
     def __init__(self, path: Path, opened: zipfile.ZipFile, limit: int) -> None:
         self._path, self._opened = path, opened
         self.files: Mapping[PurePosixPath, zipfile.ZipInfo] = _checked_files(path, opened, limit)
+        names = (info.filename.replace("\\", "/") for info in opened.infolist())
+        self.folders = {PurePosixPath(name) for name in names if name.endswith("/")}
 
     def read(self, inside: PurePosixPath, limit: int = 2**24) -> bytes:
         """Return the content of a small file, such as a JSON file.
@@ -137,10 +140,12 @@ def _checked_files(archive: Path, opened: zipfile.ZipFile, limit: int) -> dict[P
             raise _refused(archive, f"the entry '{info.filename}' is a link or a device")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _refused(archive, f"the entry '{info.filename}' is encrypted or packed in an unusual way")
+        if not name:
+            raise _refused(archive, "an entry has no name")
         if not all(is_file_name(part) for part in path.parts):
             raise _refused(archive, f"the entry '{info.filename}' has a name that not every system can hold")
         folders |= {_folded(parent) for parent in path.parents}
-        if name.endswith("/") or not path.parts:  # ZipInfo.is_dir fails where there is no name
+        if name.endswith("/") or not path.parts:
             folders.add(_folded(path))
             continue
         if _folded(path) in taken:

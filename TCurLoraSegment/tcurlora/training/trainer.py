@@ -49,6 +49,7 @@ class TrainingSettings:
         check_every: steps between checks of the best weights; each also writes a checkpoint.
         patience: checks without a better loss after which training ends early.
         seed: of patches, augmentation and dropout.
+        at_once: patches that are computed at once, for less memory; the whole batch when None. The step is the same.
     """
 
     steps: int = 160
@@ -62,6 +63,7 @@ class TrainingSettings:
     check_every: int = 20
     patience: int = 5
     seed: int = 0
+    at_once: int | None = None
 
 
 @dataclass
@@ -133,7 +135,7 @@ def train(
     monitor = _in_pairs([middle_patch(case, roi_size) for case in cases[:8]])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = distributed.own_rows(settings.batch)
-    micro_batch = max(1, len(rows))
+    micro_batch = max(1, min(len(rows), settings.at_once or len(rows)))
     started, first_step = time.monotonic(), result.steps
     last_loss_at = -math.inf
 
