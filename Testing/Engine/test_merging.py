@@ -61,7 +61,9 @@ def make_base(folder: Path, kind: str, shape: dict[str, Any] | None = None) -> B
         },
     }
     preprocessing = MonaiPreprocessing((1, 1, 1), (("NormalizeIntensity", {"nonzero": True}),))
-    inference = inference_config(network_def, preprocessing, Windowing((SIDE,) * 3), ["background", "head", "tail"], [HEAD, TAIL])
+    inference = inference_config(
+        network_def, preprocessing, Windowing((SIDE,) * 3), ["background", "head", "tail"], [HEAD, TAIL]
+    )
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     state = getattr(nets, kind)(**arguments).state_dict()
     write_bundle(folder, {"metadata": metadata, "inference": inference}, "# Tiny\n", state)

@@ -32,7 +32,17 @@ from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 from tcurlora.models.monai_transforms import MonaiTransforms
 
 # What describes the base and stays true of the merged model.
-INHERITED = ("authors", "copyright", "licence", "license", "data_source", "data_type", "intended_use", "references", "resampling")
+INHERITED = (
+    "authors",
+    "copyright",
+    "licence",
+    "license",
+    "data_source",
+    "data_type",
+    "intended_use",
+    "references",
+    "resampling",
+)
 
 
 def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
@@ -178,10 +188,7 @@ def _before(preprocessing: MonaiPreprocessing | MonaiTransforms) -> list[dict[st
     """The steps from a scan to the network."""
     if isinstance(preprocessing, MonaiTransforms):
         more = {"CropForeground": {"source_key": "image"}}
-        return [
-            _step(f"{name}d", **more.get(name, {}), **arguments)
-            for name, arguments in preprocessing.steps
-        ]
+        return [_step(f"{name}d", **more.get(name, {}), **arguments) for name, arguments in preprocessing.steps]
     steps = [_step("Orientationd", axcodes="RAS")]
     if preprocessing.spacing is not None:
         steps.append(_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear"))
