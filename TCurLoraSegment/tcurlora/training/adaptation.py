@@ -324,7 +324,8 @@ class _Run:
     def _try_steps(self, steps: int, cases: Sequence[CachedCase], patch: Sequence[int], at_once: int | None) -> None:
         model = TensorCurModel(self.network, self.config)
         settings = replace(self.settings, steps=steps, check_every=steps, at_once=at_once)
-        train(model, cases, self.site.groups(self.config), patch, settings, self.device, NullEvents())
+        groups, kept = self.site.groups(self.config), self.site.kept_channels(self.network, self.config)
+        train(model, cases, groups, patch, settings, self.device, NullEvents(), None, None, kept)
 
     def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
         """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
@@ -332,7 +333,8 @@ class _Run:
         groups = self.site.groups(self.config)
         settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
         events = Labelled(self.events, training=number)
-        return model, train(model, cases, groups, self.patch, settings, self.device, events, self.job.checkpoint)
+        kept, checkpoint = self.site.kept_channels(self.network, self.config), self.job.checkpoint
+        return model, train(model, cases, groups, self.patch, settings, self.device, events, checkpoint, None, kept)
 
     def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""
