@@ -85,7 +85,7 @@ class Difference:
     labels: int
 
 
-def make_bundle(name: str, folder: Path, window: int | None = None, config: str = "") -> Path:
+def make_bundle(name: str, folder: Path, window: int | None = None, config: str = "", weights: bool = True) -> Path:
     """Write a bundle of the zoo with random weights.
 
     Args:
@@ -93,6 +93,7 @@ def make_bundle(name: str, folder: Path, window: int | None = None, config: str 
         folder: that is made.
         window: another size of the window, so that it is quick.
         config: another inference config of the bundle.
+        weights: whether the weights file holds weights; it is empty otherwise.
     """
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
@@ -114,8 +115,10 @@ def make_bundle(name: str, folder: Path, window: int | None = None, config: str 
         code = {"arch_code_a": random.integers(0, 2, (12, 10)), "arch_code_c": random.integers(0, 5, (12, 10))}
         code["arch_code_a"][:, [0, 3, 6, 9]] = 1  # one way through at every resolution
         torch.save({**code, "node_a": np.ones((13, 4), np.int64)}, folder / "models" / "search_code_18590.pt")
-    parser = _parser(folder)
-    network = parser.get_parsed_content("network_def").eval()
+    if not weights:
+        (folder / "models" / weights_name(name, config)).touch()
+        return folder
+    network = _parser(folder).get_parsed_content("network_def").eval()
     with torch.no_grad():
         # So that its output is not about the same everywhere.
         for module in network.modules():
