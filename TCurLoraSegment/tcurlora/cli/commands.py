@@ -238,11 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command(
-        "merge",
-        _merge,
-        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
-    )
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
     merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
