@@ -13,6 +13,7 @@ import numpy as np
 from tcurlora.cases.dataset import Case, read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import not_written, read_image
+from tcurlora.imaging.intensities import require_finite, require_finite_array
 from tcurlora.imaging.preprocessing import Preprocessing
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
@@ -46,8 +47,11 @@ def cache_case(case: Case, structures: Sequence[Structure], preprocessing: Prepr
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
-    prepared = preprocessing.prepare(read_image(case.image))
-    array, values = prepared.array, preprocessing.prepare_labels(read_case_labels(case, structures), prepared)
+    image = read_image(case.image)
+    require_finite(image, str(case.image))
+    prepared = preprocessing.prepare(image)
+    require_finite_array(prepared.array, str(case.image), "after the model's normalization")
+    array, values = prepared.array, preprocessing.prepare_labels(read_case_labels(case, structures, image), prepared)
     if values.shape != array.shape[1:]:
         raise InputError(
             f"'{case.label.name}' has {values.shape} voxels on the model's grid, its image {array.shape[1:]}.",

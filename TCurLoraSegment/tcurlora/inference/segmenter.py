@@ -13,6 +13,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from tcurlora.errors import InputError, is_out_of_memory
+from tcurlora.imaging.intensities import require_finite, require_finite_array
 from tcurlora.imaging.preprocessing import Preprocessing
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.channels import channel_groups
@@ -156,14 +157,10 @@ class Segmenter:
                 "Give a scan with that many channels.",
                 "channels",
             )
-        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-            # The network would call each of these voxels, and all that it sees together with them, background.
-            raise InputError(
-                "The scan has voxels whose intensity is no number (NaN or infinite).",
-                "Replace them, for example by 0, or export the scan again.",
-                "non_finite",
-            )
+        # The network would call each of these voxels, and all that it sees together with them, background.
+        require_finite(image, "The scan")
         prepared = self.preprocessing.prepare(image)
+        require_finite_array(prepared.array, "The scan", "after the model's normalization")
         probabilities = self.probabilities(prepared.array, on_window)
         indices = self.preprocessing.labels_to_scan(probabilities, prepared, image)
         values = np.array([0, *(s.value for s in self.structures)], np.int32)

@@ -147,6 +147,6 @@ def score_cases(segmenter: Segmenter, cases: Sequence[Case], structures: Sequenc
     for case in cases:
         image = read_image(case.image)
         predicted, _ = segmenter.segment(image)
-        truth = read_case_labels(case, structures)
+        truth = read_case_labels(case, structures, image)
         scores += score_case(case.name, label_array(predicted), label_array(truth), image.GetSpacing(), values)
     return scores
