@@ -132,6 +132,7 @@ def read_series(folder: Path, on_warning: OnWarning) -> sitk.Image:
             )
     slices = [_parsed(file, lambda f=file, d=dataset: _slice_of(f, d)) for file, dataset in found]  # type: ignore[misc]
     _tell_of_contents(folder, [dataset for _, dataset in found], on_warning)
+    _tell_of_count(folder, found[0][1], len(slices), on_warning)
     order, affine = _stacked(folder, "slices", slices, on_warning)
     files = [str(found[index][0]) for index in order]
     volume = _read_slices(folder, files)

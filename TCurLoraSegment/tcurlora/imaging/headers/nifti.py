@@ -259,7 +259,7 @@ def settle(path: Path, image: sitk.Image, on_warning: OnWarning) -> None:
         apart = farthest(affine_of(image), affine, header.volume)
         message = (
             f"The qform and the sform of {path} place it up to {apart:.3g} mm apart. It is read with its {taken}, as "
-            f"3D Slicer reads it; programs that take its {name} show it, and results of it, elsewhere."
+            f"3D Slicer reads it; programs that take its {name} show it elsewhere, beside results."
         )
         on_warning(ImageWarning("forms_disagree", message, _MAKE_EQUAL))
     if header.sform_code <= 0 and header.pixdim[0] not in (1, -1):
