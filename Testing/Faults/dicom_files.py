@@ -35,9 +35,8 @@ def picture(values: np.ndarray, kind: str, **elements: Any) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
-    uid = elements.pop("SOPInstanceUID", None) or generate_uid(
-        entropy_srcs=[kind, str(elements), values.tobytes().hex()]
-    )
+    entropy = [kind, str(elements), values.tobytes().hex()]
+    uid = elements.pop("SOPInstanceUID", None) or generate_uid(entropy_srcs=entropy)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid
     dataset.Modality, dataset.PatientID = "MR", "X"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2", "1.2.3", "1.9"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ LARGEST = float(np.finfo(np.float32).max)
 """Networks compute with single precision, in which greater numbers are infinite."""
 
 _BINS = 512
-_APART, _APART_ZERO = 0.15, 0.9
+_GAP = 0.1
+_APART, _APART_ZERO, _APART_FEW = 1 / 6, 9.0, 5.0
 _FEW = 1e-3
-_SPREAD = 1.25
+_SPREAD = 1.1
 
 
 def require_finite(image: sitk.Image, name: str) -> None:
@@ -85,9 +87,9 @@ def check_intensities(image: sitk.Image, name: str, on_warning: OnWarning) -> No
 def extremes(voxels: npt.NDArray[Any]) -> tuple[int, float, float, tuple[float, float]] | None:
     """Find values far below or above all others that change the spread of a scan.
 
-    Values count as far where at least a part of the whole range (15 percent; 90 percent for a background of 0) lies
-    empty between them and the rest, where they are few voxels (one in a thousand) or all of one value, and where the
-    standard deviation with them is a quarter greater than without, or more.
+    Values count as far where what lies empty between them and the rest has a part of the width of the rest: a sixth for
+    one value of many voxels, such as padding, nine times for a background of 0, and five times for few voxels (less
+    than one in a thousand) of any values. They count only where the standard deviation is a tenth greater with them.
 
     Args:
         voxels: finite, of any shape.
@@ -98,47 +100,44 @@ def extremes(voxels: npt.NDArray[Any]) -> tuple[int, float, float, tuple[float, 
     """
     inner = (float(voxels.min()), float(voxels.max()))
     values: list[float] = []
-    for _ in range(4):  # one more end each time, or the next value of the same end
-        cut = _far_end(voxels, inner)
-        if cut is None:
+    while inner[1] > inner[0]:
+        far, main = _far_values(voxels, inner)
+        if not far or main == inner:  # or they lie between others
             break
-        end, inner = cut
-        values += end
+        values += far
+        inner = main
     if not values:
         return None
-    inside = (voxels >= inner[0]) & (voxels <= inner[1])
-    rest = voxels[inside]
-    count = int(voxels.size - rest.size)
+    rest = voxels[(voxels >= inner[0]) & (voxels <= inner[1])]
     whole, alone = float(np.std(voxels, dtype=np.float64)), float(np.std(rest, dtype=np.float64))
     if whole <= _SPREAD * alone:
         return None
-    return count, min(values), max(values), inner
+    return int(voxels.size - rest.size), min(values), max(values), inner
 
 
-def _far_end(voxels: npt.NDArray[Any], inner: tuple[float, float]) -> tuple[list[float], tuple[float, float]] | None:
-    """Return the values of an end that is far from the rest of a range, and the range without it."""
-    low, high = inner
-    if not high > low:
-        return None
-    counts, edges = np.histogram(voxels, bins=_BINS, range=inner)
+def _far_values(voxels: npt.NDArray[Any], within: tuple[float, float]) -> tuple[list[float], tuple[float, float]]:
+    """Return the ends of groups that are far from the main one, among values in a range, and the range without them."""
+    counts, edges = np.histogram(voxels, bins=_BINS, range=within)
     filled = np.flatnonzero(counts)
-    widest = int(np.diff(filled).argmax())
-    below, above = int(filled[widest]), int(filled[widest + 1])
-    empty = (above - below - 1) / _BINS
-    middle = float((edges[below + 1] + edges[above]) / 2)
-    lower = (voxels >= low) & (voxels <= middle)
-    upper = (voxels > middle) & (voxels <= high)
-    ends = [(lower, upper), (upper, lower)] if lower.sum() <= upper.sum() else [(upper, lower), (lower, upper)]
-    for end, rest in ends:
-        found = voxels[end]
-        first, last = float(found.min()), float(found.max())
-        one = first == last
-        if not one and found.size > _FEW * voxels.size:
-            continue
-        needed = _APART_ZERO if one and first == 0 and found.size > _FEW * voxels.size else _APART
-        if empty >= needed and np.count_nonzero(rest) > found.size * 0.05:
-            remaining = voxels[rest]
-            if float(remaining.min()) == float(remaining.max()):
-                return None  # two values are a mask
-            return [first, last], (float(remaining.min()), float(remaining.max()))
-    return None
+    wide = np.flatnonzero(np.diff(filled) > _GAP * _BINS)
+    # Cut in the middle of each wide gap, because the edge of a bin may round to one of the values.
+    cuts = [-np.inf, *((edges[filled[wide] + 1] + edges[filled[wide + 1]]) / 2), np.inf]
+    groups: list[tuple[int, float, float]] = []
+    for low, high in itertools.pairwise(cuts):
+        group = voxels[(voxels >= max(low, within[0])) & (voxels <= min(high, within[1]))]
+        groups.append((int(group.size), float(group.min()), float(group.max())))
+    broad = [group for group in groups if group[2] > group[1]]
+    if not broad:
+        return [], within  # a mask
+    main = [group for group in broad if group[0] >= _FEW * voxels.size] or [max(broad)]
+    bottom, top = min(group[1] for group in main), max(group[2] for group in main)
+    far: list[float] = []
+    kept = [bottom, top]
+    for count, low, high in groups:
+        few, one = count < _FEW * voxels.size, low == high
+        needed = _APART_FEW if few else _APART_ZERO if low == 0 else _APART
+        if (few or one) and max(low - top, bottom - high) >= needed * (top - bottom):
+            far += [low, high]
+        else:
+            kept += [low, high]
+    return far, (min(kept), max(kept))
