@@ -10,8 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tcurlora.errors import InputError
-
-LOCK = ".lock"
+from tcurlora_contract.job_files import LOCK
 
 
 @contextmanager

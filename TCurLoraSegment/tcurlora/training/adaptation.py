@@ -32,13 +32,12 @@ from tcurlora.runtime.job_folder import JobFolder, describe_inputs, hold_job
 from tcurlora.runtime.json_files import read_object
 from tcurlora.runtime.memory import peak_bytes
 from tcurlora.runtime.plain_text import times
-from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+from tcurlora_contract.methods import DEFAULT_METHOD, STEPS_SHARE
 
 TRIAL_STEPS = 3
-STEPS_SHARE = 0.75
-"""Part of a run's time that its steps take."""
 SMALLEST_PATCH = 32
 """Voxels along each axis below which a patch is not cut to save memory: it would show too little of a structure."""
 
@@ -66,7 +65,7 @@ class AdaptRequest:
     base: str
     data: str
     out: str
-    method: str = DEFAULT_PRESET
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     folds: int | None = None
     steps: int | None = None
