@@ -1,7 +1,7 @@
 """Events: JSON objects, one a line, by which a run tells how far it is.
 
-Each has `event`, its kind, and the fields of that kind; further fields may come and are to be passed over. In the file of
-a job each has `time` too, and in a warm worker the `id` of its request.
+Each has `event`, its kind, and the fields of that kind; further fields may come and are to be passed over. In the file
+of a job each has `time` too, and in a warm worker the `id` of its request.
 """
 
 from __future__ import annotations
