@@ -488,7 +488,7 @@ def test_cached_cases_bear_no_names(workplace: Path, request_for: Any, recorder:
             request_for(place / "a"), place / "job", recorder(lambda kind, f: kind == "stage" and f["name"] == "plan")
         )
     cached = [path.name for path in (place / "job" / "cache").iterdir()]
-    assert len(cached) == 8 and not any("scan" in name for name in cached)
+    assert len(cached) == 16 and not any("scan" in name for name in cached)
 
 
 def test_paper_preset_trains_the_decoder_and_says_when_there_is_none(bundle: Path, site: Path) -> None:

@@ -310,3 +310,33 @@ def test_background_is_not_scored(tmp_path: Path, names: dict[str, int]) -> None
     report = evaluate_folders(tmp_path / "p", tmp_path / "t", parse_labels("1=front,2=background"))
     assert [(c["structure"], c["dice"]) for c in report["cases"]] == [("front", 1.0)]
     assert report["problems"] == []
+
+
+def test_voxels_that_nobody_labeled_count_nowhere() -> None:
+    truth = np.zeros((20, 20, 21), np.int32)
+    truth[5:15, 5:15, 4:17] = 1
+    predicted = np.zeros_like(truth)
+    predicted[5:15, 6:16, 4:17] = 1  # shifted by one voxel of 2 mm
+    ignored = np.ones(truth.shape, bool)
+    ignored[..., 6:16:3] = False  # every third slice is labeled
+    whole = score_case("a", predicted, truth, (1.0, 2.0, 5.0), {"x": 1})[0]
+    partly = truth.copy()
+    partly[ignored] = 99
+    (score,) = score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, ignored)
+    assert score.dice == pytest.approx(whole.dice) == pytest.approx(0.9)
+    assert score.truth_volume_ml == pytest.approx(whole.truth_volume_ml * 4 / 13)
+    # The outline in the slices is compared, and not the slices' own faces.
+    assert score.hd95_mm == pytest.approx(2.0)
+    # What is predicted where nobody labeled is no error.
+    predicted[ignored] = 1
+    assert score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, ignored)[0].dice == score.dice
+    nothing = np.ones_like(ignored)
+    (score,) = score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, nothing)
+    assert score.dice is None and score.hd95_mm is None
+
+
+def test_overlapping_structures_are_scored_one_by_one() -> None:
+    layers = np.zeros((2, 8, 8, 8), np.int32)
+    layers[0, 1:7, 1:7, 1:7], layers[1, 2:5, 2:5, 2:5] = 1, 2
+    scores = score_case("a", layers, layers[:1], (1.0, 1.0, 1.0), {"outer": 1, "inner": 2})
+    assert [score.dice for score in scores] == [1.0, 0.0]

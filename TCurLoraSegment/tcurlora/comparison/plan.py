@@ -50,6 +50,8 @@ class CompareRequest:
         labels: names of label values in `data` and `test`.
         mapping: site structures by base structures.
         device: `auto`, `cpu`, `cuda`, ...
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
@@ -71,6 +73,7 @@ class CompareRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     device: str = "auto"
+    labels_complete: bool = False
 
     def binding(self) -> dict[str, Any]:
         """What must stay the same when a comparison goes on, as JSON types; methods and seeds may be added."""

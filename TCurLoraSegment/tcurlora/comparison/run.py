@@ -86,7 +86,9 @@ def _run_compare(request: CompareRequest, events: EventSink, held: ExitStack) ->
     require_usable_folder(out)
     device = choose_device(request.device)
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
     test = find_cases(Path(request.test), parse_labels(request.labels)).cases if request.test else ()
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
@@ -164,7 +166,7 @@ class _Comparison:
         training = {case.name: case for split in self.splits for case in split.training}
         for number, case in enumerate(training.values(), start=1):
             self.cached[case.name] = cache_case(
-                case, self.site.structures, self.site.base.preprocessing, self.job.cache
+                case, self.site.structures, self.site.base.preprocessing, self.job.cache, self.site.overlapping
             )
             self.events.emit("progress", step=number, total=len(training))
 
@@ -309,7 +311,8 @@ class _Comparison:
     ) -> TrainingResult:
         cached = [self.cached[case.name] for case in cases]
         groups, roi_size = self.site.groups(model.config), self.site.base.windows.roi_size
-        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step)
+        kept = self.site.kept_channels(self.network, model.config)
+        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step, kept)
 
     def _short_training(self, name: str, steps: int) -> None:
         settings = replace(self._settings(name, 1.0, 0), steps=steps, check_every=steps)

@@ -99,8 +99,8 @@ def _score_files(
     case: str, prediction: Path, truth: Path, declared: Sequence[Structure]
 ) -> tuple[list[Score], set[str]]:
     """Score one pair of files; also say which structures the truth knows, by normalized name."""
-    predicted_image, predicted_structures = read_segmentation(prediction)
-    truth_image, truth_structures = read_segmentation(truth)
+    predicted_image, predicted_structures = read_segmentation(prediction, overlaps=True)
+    truth_image, truth_structures = read_segmentation(truth, overlaps=True)
     difference = geometry_difference(predicted_image, truth_image)
     if difference:
         raise InputError(

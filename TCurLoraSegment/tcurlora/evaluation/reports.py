@@ -207,7 +207,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     return f"""# Adapter for {", ".join(structure.name for structure in structures) or "segmentation"}
 
 {report["summary"]}
-
+{_advice(report.get("advice", {}))}
 This folder is a small addition to a base model that segments medical images. It works with that base model only.
 
 - Base model: {base.get("name", "unknown")}
@@ -245,6 +245,11 @@ scans before you rely on it. A person has to look at every result. This is not a
 This folder holds no images, no file names and no names of patients; cases are numbered. Its numbers were learned from
 patients' images, though, so share it as your institution's rules for such models say.
 """
+
+
+def _advice(advice: Mapping[str, Sequence[str]]) -> str:
+    """Say what may help structures that were not learned."""
+    return "".join(f"\n'{name}' was not learned. {' '.join(sentences)}\n" for name, sentences in advice.items())
 
 
 def _change(before: float, after: float) -> str:
