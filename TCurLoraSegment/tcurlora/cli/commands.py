@@ -17,12 +17,11 @@ from tcurlora import __version__
 from tcurlora.errors import Cancelled, InputError, TCurLoraError, as_user_error
 from tcurlora.runtime.events import ConsoleEvents, EventSink, JsonEvents
 from tcurlora.runtime.parent_process import attach
+from tcurlora_contract.methods import COMPARED, METHODS
 
 if TYPE_CHECKING:
     from tcurlora.inference.segmenter_cache import SegmenterCache
 
-METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),

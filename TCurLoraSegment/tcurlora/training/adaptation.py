@@ -34,13 +34,12 @@ from tcurlora.runtime.json_files import read_object
 from tcurlora.runtime.memory import free_memory, peak_bytes
 from tcurlora.runtime.plain_text import times
 from tcurlora.training.advice import advice_on_structures
-from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+from tcurlora_contract.methods import DEFAULT_METHOD, STEPS_SHARE
 
 TRIAL_STEPS = 3
-STEPS_SHARE = 0.75
-"""Part of a run's time that its steps take."""
 MEMORY_SHARE = 0.7
 """Part of the free memory that a step may take: what is measured leaves out what libraries take for themselves."""
 SMALLEST_PATCH = 32
@@ -72,7 +71,7 @@ class AdaptRequest:
     base: str
     data: str
     out: str
-    method: str = DEFAULT_PRESET
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     folds: int | None = None
     steps: int | None = None
