@@ -15,7 +15,10 @@ from typing import Any
 from tcurlora.models.adapter_library import data_folder, library_folder
 from tcurlora.runtime.system_memory import memory
 
-PACKAGES = ("torch", "monai", "SimpleITK", "numpy", "scipy", "safetensors", "einops")
+PACKAGES = ("torch", "monai", "SimpleITK", "numpy", "scipy", "safetensors", "einops", "PyYAML")
+_MODULES = {"PyYAML": "yaml"}
+"""Packages that are imported under another name."""
+
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_MEMORY = 4 * 2**30
 MINIMUM_DISK = 2 * 2**30
@@ -77,7 +80,7 @@ def _version(name: str) -> str | None:
 
 def _package(name: str) -> dict[str, Any]:
     version = _version(name)
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(_MODULES.get(name, name))
     there = spec is not None and spec.origin is not None  # a folder that an uninstallation left has no origin
     if version is None and there:
         return _item(name, "of unknown version")  # as packages that were not installed by pip

@@ -89,7 +89,7 @@ def to_model_grid(image: sitk.Image, spacing: tuple[float, float, float] | None,
     """
     oriented: sitk.Image = sitk.DICOMOrient(image, "RAS")
     if spacing is not None:
-        _require_resamplable(oriented, spacing)
+        require_resamplable(oriented.GetSize(), oriented.GetSpacing(), spacing)
     if not label:
         pixel = sitk.sitkFloat32 if oriented.GetNumberOfComponentsPerPixel() == 1 else sitk.sitkVectorFloat32
         oriented = sitk.Cast(oriented, pixel)
@@ -196,6 +196,44 @@ def on_grid_of(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:
     return _exactly(placed, image)
 
 
+def labels_on_grid(labels: sitk.Image, grid: sitk.Image) -> npt.NDArray[np.int32]:
+    """Bring labels onto a grid: each of its voxels gets the label with the largest share of it.
+
+    Args:
+        labels: integers of one component, in the geometry of their scan.
+        grid: an image whose axes are those of the labels, permuted and flipped.
+
+    Returns:
+        (x, y, z) labels on the grid.
+    """
+    axes = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.GetDirection())
+    oriented = sitk.DICOMOrient(labels, axes)
+    if _shares_voxels(oriented, grid):
+        return label_array(_resampled(oriented, grid, sitk.sitkNearestNeighbor))
+    return label_array(_resample_labels(oriented, grid))
+
+
+def require_resamplable(size: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> None:
+    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for a grid of that extent.
+
+    Args:
+        size: of the scan in voxels.
+        spacing: of the scan in mm.
+        wanted: that of the model in mm.
+
+    Raises:
+        InputError: when the scan cannot be brought there.
+    """
+    factors = [old / new for old, new in zip(spacing, wanted, strict=True)]
+    voxels = math.prod(max(1.0, n * factor) for n, factor in zip(size, factors, strict=True))
+    if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
+        raise InputError(
+            f"The scan has voxels of {_times(spacing)} mm, which cannot be brought to the model's {_times(wanted)} mm.",
+            "Check the voxel size of the scan, which may be in another unit than mm.",
+            "bad_spacing",
+        )
+
+
 def _corners(size: Sequence[int]) -> Matrix:
     return np.array([[i, j, k] for i in (0, size[0] - 1) for j in (0, size[1] - 1) for k in (0, size[2] - 1)], float)
 
@@ -247,19 +285,6 @@ def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
     grid.SetDirection(image.GetDirection())
     grid.SetOrigin([float(x) for x in origin])
     return grid
-
-
-def _require_resamplable(image: sitk.Image, spacing: Sequence[float]) -> None:
-    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for a grid of that extent."""
-    factors = [old / new for old, new in zip(image.GetSpacing(), spacing, strict=True)]
-    voxels = math.prod(max(1.0, n * factor) for n, factor in zip(image.GetSize(), factors, strict=True))
-    if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
-        raise InputError(
-            f"The scan has voxels of {_times(image.GetSpacing())} mm, which cannot be brought to the model's "
-            f"{_times(spacing)} mm.",
-            "Check the voxel size of the scan, which may be in another unit than mm.",
-            "bad_spacing",
-        )
 
 
 def _sigmas(image: sitk.Image, spacing: Sequence[float]) -> list[float]:

@@ -49,6 +49,8 @@ class SegmentRequest:
         device: `auto`, `cpu`, `cuda`, ...
         uncertainty: also write a voxel map of uncertainty beside each result.
         overlap: of neighboring windows; None takes the model's own.
+        mirror: also mirror each window along the axes that the model allows, and average.
+        fold: of an nnU-Net, whose weights to use: `0`, `all`, or several such as `0,1,2`; the usual one when empty.
     """
 
     model: str
@@ -58,6 +60,8 @@ class SegmentRequest:
     device: str = "auto"
     uncertainty: bool = False
     overlap: float | None = None
+    mirror: bool = False
+    fold: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def run_segment(
     tasks, left = distributed.first(lambda: _planned(request, again))
     events.emit("stage", name="load", title="Loading the model")
     opener = open_once if segmenters is None else segmenters.open
-    segmenter = opener(request.model, request.base, request.device, request.overlap)
+    segmenter = opener(request.model, request.base, request.device, request.overlap, request.mirror, request.fold)
     job = None
     if job_folder is not None:
         open_job = JobFolder.resume if again else JobFolder.start

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tcurlora.errors import InputError, is_out_of_memory
 from tcurlora.imaging.label_layers import in_layers
-from tcurlora.imaging.preprocessing import Preprocessing
+from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.inference.score_volume import CPU, IN_MEMORY_BYTES, ScoreVolume, score_bytes
 from tcurlora.inference.sliding_windows import add_windows, mirrored_mean, padded_to_window
@@ -176,6 +176,7 @@ class Segmenter:
         """
         self._require_usable(image)
         prepared = self.preprocessing.prepare(image)
+        require_finite(prepared.array, "The scan")
         with self.scores(prepared.array, on_window) as scores:
             values = [s.value for s in self.structures]
             if self.activation == "softmax":

@@ -125,6 +125,16 @@ class BaseModel(ABC):
         """
         return tuple(range(1, len(self.structures) + 1))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user ought to know, in a sentence each."""
+        return ()
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes of the prepared array along which windows may be mirrored as well; none unless the model says so."""
+        return ()
+
     def labelled_structures(self) -> list[Structure]:
         """The structures with label values, colors and terminology where the metadata has them."""
         try:
