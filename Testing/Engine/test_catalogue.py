@@ -246,7 +246,7 @@ def test_a_name_never_leads_out_of_the_models_folder(shelf: Path) -> None:
 
 def test_a_folder_that_is_no_bundle_is_named(shelf: Path, home: Path) -> None:
     (home / "empty folder").mkdir()
-    with pytest.raises(InputError, match="'empty folder' is no base model"):
+    with pytest.raises(InputError, match="'empty folder' is neither"):
         catalogue.find_base_folder(home / "empty folder")
 
 
@@ -374,7 +374,7 @@ def test_an_archive_that_reaches_out_is_refused(
 def test_a_file_that_is_no_zip_is_refused(shelf: Path, home: Path) -> None:
     (home / "text.zip").write_text("no zip")
     offer(shelf, (home / "text.zip").as_uri(), b"no zip", b"")
-    with pytest.raises(InputError, match="no readable zip"):
+    with pytest.raises(InputError, match="not a readable zip"):
         catalogue.fetch_model("tiny", NullEvents())
 
 

@@ -26,9 +26,9 @@ from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, read_adapter_config
 from tcurlora.models.adapter_library import import_adapter, list_adapters
 from tcurlora.models.base_model import Windowing
-from tcurlora.models.monai_bundle import read_weights
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 from tcurlora.models.opening import load_base_model
+from tcurlora.models.weights_files import read_weights
 from tcurlora.runtime.job_folder import JobFolder
 from tcurlora.training import trainer as training
 

@@ -124,10 +124,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     models = command("models", _models, "list, show, fetch, add or remove base models")
     models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
-    models.add_argument("name", nargs="?", help="name of the model; for add: folder of a MONAI bundle")
+    models.add_argument(
+        "name", nargs="?", help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net"
+    )
+    models.add_argument("--name", dest="new_name", help="for add: name of the model here (default: its own)")
+    models.add_argument("--fold", default="", help="for add: folds of an nnU-Net to keep, such as 0,1,2 (default: 0)")
+    models.add_argument(
+        "--orientation",
+        default="",
+        help="for add: orientation of an nnU-Net's training data, such as RAS or LPS, which nnU-Net does not record; "
+        "'stored' takes scans as they are stored, as nnU-Net does",
+    )
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
+    check.add_argument(
+        "--guess", action="store_true", help="also segment a few cases, to guess what your structures are in the base"
+    )
+    check.add_argument("--device", default="auto", help="for --guess: auto, cpu, cuda, cuda:1, mps")
 
     adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
     _add_site(adapt)
@@ -154,6 +168,12 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument(
+        "--mirror", action="store_true", help="also mirror each window, as nnU-Net can; several times slower"
+    )
+    segment.add_argument(
+        "--fold", default="", help="of an nnU-Net: the fold to use, or several to average, such as 0,1,2 (default: 0)"
+    )
     segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
     segment.add_argument("--job", help="folder for request, log and result (default: none)")
 
@@ -201,13 +221,19 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge = command(
+        "merge",
+        _merge,
+        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
+    )
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
-    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    demo.add_argument("--patients", type=_positive, help="make only so many simulated patients, and stop")
+    demo.add_argument("--seed", type=_natural, default=0, help="of the patients, with --patients (default: 0)")
 
     serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
     serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
@@ -242,6 +268,12 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
         metavar="SITE=BASE+BASE",
         help="which base structures one of yours consists of, or 'new'; may be given several times",
     )
+    parser.add_argument(
+        "--labels-complete",
+        action="store_true",
+        help="a voxel without a label holds none of the base's other structures either (default: they are kept as the "
+        "base segments them, because scans are seldom labeled with all of them)",
+    )
 
 
 def _doctor(options: argparse.Namespace, _events: EventSink) -> int:
@@ -272,9 +304,16 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
     elif options.action == "fetch":
         _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
     elif options.action == "add":
-        _print(
-            options, {"path": str(catalogue.add_model(Path(name), _require_loadable))}, f"Added '{Path(name).name}'."
+        from tcurlora.models.kinds import AddOptions
+        from tcurlora.models.opening import load_base_model
+
+        added = catalogue.add_model(
+            Path(name),
+            lambda folder: _require_loadable(folder, options.fold),
+            options.new_name,
+            AddOptions(options.fold, options.orientation),
         )
+        _print(options, {"path": str(added)}, "\n".join([f"Added '{added.name}'.", *load_base_model(added).notes]))
     else:
         catalogue.remove_model(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
@@ -286,7 +325,14 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
     from tcurlora.training.target_site import check_site, open_site
 
-    site = open_site(options.base, options.data, options.labels, options.map, strict=False)
+    site = open_site(
+        options.base,
+        options.data,
+        options.labels,
+        options.map,
+        strict=False,
+        labels_complete=options.labels_complete,
+    )
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
@@ -298,7 +344,17 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
+        "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
+    if options.guess:
+        from tcurlora.runtime.devices import choose_device
+        from tcurlora.training.structure_guesses import guess_structures
+
+        guesses = guess_structures(site, choose_device(options.device), events)
+        report["guesses"] = [guess.to_dict() for guess in guesses]
+        for guess in guesses:
+            best = [f"{' + '.join(names)} (Dice {dice:.2f})" for names, dice in guess.candidates]
+            words.append(f"'{guess.structure}' lies where the base finds: {', '.join(best) or 'nothing'}.")
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
@@ -321,6 +377,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         name=options.name,
+        labels_complete=options.labels_complete,
     )
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
@@ -349,7 +406,14 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.runtime.job_folder import remove_job
 
     request = SegmentRequest(
-        options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
+        options.model,
+        tuple(options.input),
+        options.out,
+        options.base,
+        options.device,
+        options.uncertainty,
+        mirror=options.mirror,
+        fold=options.fold,
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:
@@ -368,7 +432,7 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.evaluation.reports import summary_table
     from tcurlora.imaging.structures import parse_labels
     from tcurlora.models.adapter_files import require_absent
-    from tcurlora.runtime.events import write_json
+    from tcurlora.runtime.json_files import write_json
 
     if options.out:
         require_absent(Path(options.out))
@@ -406,6 +470,7 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         device=options.device,
+        labels_complete=options.labels_complete,
     )
     result = run_compare(request, events)
     if not options.json:
@@ -454,11 +519,19 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
-    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    _print(options, {"path": options.out}, f"Merged model: {options.out}")
     return 0
 
 
 def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    if options.patients:
+        from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
+
+        files = make_patients(Path(options.out), options.patients, options.seed)
+        _print(
+            options, {"folder": options.out, "files": files, "note": SIMULATION_NOTE}, f"Made {len(files)} patients."
+        )
+        return 0
     from tcurlora.demo.run import run_demo
 
     result = run_demo(Path(options.out), events)
@@ -480,11 +553,11 @@ def _serve(options: argparse.Namespace, _events: EventSink) -> int:
     return 0
 
 
-def _require_loadable(folder: Path) -> None:
+def _require_loadable(folder: Path, fold: str) -> None:
     """Open a base model and build its network, or raise what is wrong with it."""
     from tcurlora.models.opening import load_base_model
 
-    load_base_model(folder).build()
+    load_base_model(folder, fold).build()
 
 
 def _print(options: argparse.Namespace, content: Any, words: str) -> None:
@@ -492,9 +565,9 @@ def _print(options: argparse.Namespace, content: Any, words: str) -> None:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+    from tcurlora.runtime.plain_text import table
+
+    return table(header, rows, words=True) if rows else "None."
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError
-from tcurlora.evaluation.reports import table
 from tcurlora.method.model import TensorCurModel
 from tcurlora.method.stacks import find_stacks
 from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.plain_text import table, times
 from tcurlora.training.presets import PRESETS, preset
 from tcurlora.training.target_site import head_of
 
@@ -57,8 +57,8 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         f"{description['name']} {description['version']}  {description['description']}".strip(),
         f"Structures: {', '.join(description['structures'])}",
         f"Network: {description['network']}, {description['numbers']:,} numbers, "
-        f"window {_times(description['preprocessing']['roi_size'])} voxels"
-        + (f" of {_times(spacing)} mm" if spacing else ""),
+        f"window {times(description['preprocessing']['roi_size'])} voxels"
+        + (f" of {times(spacing)} mm" if spacing else ""),
         f"Licence: {description['licence']}",
         f"SHA-256: {description['sha256']}",
         "",
@@ -67,7 +67,7 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
     rows = [
         [
             s["kind"],
-            _times(s["shape"]),
+            times(s["shape"]),
             str(s["taps"]),
             str(len(s["slices"])),
             s["slices"][0] + (" ..." if len(s["slices"]) > 1 else ""),
@@ -81,7 +81,3 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         for method, counts in description["trained"].items()
     ]
     return "\n".join(lines)
-
-
-def _times(numbers: list[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)

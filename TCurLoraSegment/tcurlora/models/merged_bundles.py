@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,20 @@ from tcurlora.models.adapter_files import (
     require_absent,
 )
 from tcurlora.models.base_model import BaseModel
-from tcurlora.models.monai_bundle import MonaiBundle, has_expression, open_bundle, write_bundle
+from tcurlora.models.bundle_config import has_expression
+from tcurlora.models.merged_nnunet import merge_into_nnunet
+from tcurlora.models.monai_bundle import MonaiBundle, open_bundle, write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.nnunet import Nnunet
+from tcurlora.runtime.hashing import sha256_of_file
+from tcurlora.runtime.json_files import read_object
 
 # What describes the base and stays true of the merged model.
 INHERITED = ("authors", "copyright", "licence", "license", "data_source", "data_type", "intended_use", "references")
 
 
 def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
-    """Write adapter and base as one MONAI bundle.
+    """Write adapter and base as one MONAI bundle, or as a trained nnU-Net where the base is one.
 
     Args:
         adapter_folder: the adapter.
@@ -46,6 +49,9 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
         TCurLoraError: when the bundle cannot be written.
     """
     require_absent(out)
+    if isinstance(base, Nnunet):
+        merge_into_nnunet(adapter_folder, out, base)
+        return
     if not isinstance(base, MonaiBundle) or not isinstance(base.preprocessing, MonaiPreprocessing):
         raise InputError(
             f"'{base.name}' is a {base.kind}, whose adapters cannot be merged into a MONAI bundle.",
@@ -59,7 +65,7 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
     target = f"monai.networks.nets.{base.network_def['_target_']}"
     network_def = {**base.network_def, "_target_": target, "out_channels": len(channels)}
     origin = {
-        "adapter": {"name": name, "sha256": _sha256(adapter_folder / WEIGHTS)},
+        "adapter": {"name": name, "sha256": sha256_of_file(adapter_folder / WEIGHTS)},
         "base_model": {"name": base.name, "sha256": base.sha256},
     }
     metadata = _metadata(name, base, channels, structures, origin)
@@ -275,11 +281,6 @@ Not a medical device. Check every result before use.
 def _summary(adapter_folder: Path) -> str:
     """What the adapter's report says in its first line."""
     try:
-        report = json.loads((adapter_folder / REPORT).read_text(encoding="utf-8"))
-        return str(report.get("summary") or "") if isinstance(report, dict) else ""
-    except (OSError, ValueError, RecursionError):
+        return str(read_object(adapter_folder / REPORT).get("summary") or "")
+    except (OSError, ValueError):
         return ""
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,6 +17,8 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "SwinUNETR": (r"^decoder\d",),
     "SegResNet": (r"^up_layers\.", r"^up_samples\.", r"^conv_final\."),
     "DynUNet": (r"^upsamples\.", r"^output_block\."),
+    "PlainConvUNet": (r"^decoder\.",),
+    "ResidualEncoderUNet": (r"^decoder\.",),
 }
 PRESETS = ("compact", "paper", "decoder", "full")
 DEFAULT_PRESET = "compact"
