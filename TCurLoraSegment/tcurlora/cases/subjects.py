@@ -10,9 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
-_SIDES = (
-    "l r left right lt rt lh rh li re links rechts gauche droite izquierda derecha sinistra destra sin dex 左 右 左側 右側"
-)
+_SIDES = "l r left right lt rt lh rh li re links rechts gauche droite izquierda derecha sinistra destra sin dex 左 右 左側 右側"
 _VISITS = (
     "ses session visit vis v tp timepoint t baseline base bl followup fu pre post preop postop intraop "
     "week wk month mo day year yr run besuch kontrolle mr"
@@ -21,9 +19,9 @@ _SEQUENCES = "t1w t1 t1c t1ce t1gd t1post t2w t2 t2star flair t2flair pd pdw dwi
 SIDES = frozenset(_SIDES.split())
 VISITS = frozenset(_VISITS.split())
 SEQUENCES = frozenset(_SEQUENCES.split())
-WEAK = frozenset("scan rep repeat acq exam image img m d y w part no nr".split())
+WEAK = frozenset(["scan", "rep", "repeat", "acq", "exam", "image", "img", "m", "d", "y", "w", "part", "no", "nr"])
 """Words that with a number may count the scans of a person, or the people themselves."""
-NEED_A_NUMBER = frozenset("v t mr".split())
+NEED_A_NUMBER = frozenset(["v", "t", "mr"])
 MOST_PER_PERSON = 4
 """Where more names than this differ in nothing but a number, they are more likely people than visits."""
 
