@@ -14,7 +14,8 @@ import SimpleITK as sitk
 from tcurlora.cases.dataset import Case, read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import not_written, read_image
-from tcurlora.imaging.preprocessing import Preprocessing, require_finite
+from tcurlora.imaging.intensities import require_finite, require_finite_array
+from tcurlora.imaging.preprocessing import Preprocessing
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
 
@@ -82,10 +83,12 @@ def cache_case(
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
-    prepared = preprocessing.prepare(read_image(case.image))
+    image = read_image(case.image)
+    require_finite(image, str(case.image))
+    prepared = preprocessing.prepare(image)
     array = prepared.array
-    require_finite(array, f"'{case.image.name}'")
-    labels = read_case_labels(case, structures)
+    require_finite_array(array, str(case.image), "after the model's normalization")
+    labels = read_case_labels(case, structures, image)
     count = labels.GetNumberOfComponentsPerPixel()
     if count > 1 and not overlapping:
         raise InputError(

@@ -223,7 +223,7 @@ def score_cases(segmenter: Segmenter, cases: Sequence[Case], structures: Sequenc
     for case in cases:
         image = read_image(case.image)
         predicted, _ = segmenter.segment(image)
-        truth = layers_of(read_case_labels(case, structures))
+        truth = layers_of(read_case_labels(case, structures, image))
         ignored = np.logical_or.reduce([np.isin(layer, case.ignore).T for layer in truth]) if case.ignore else None
         # Axes as the spacing has them.
         found, true = (np.stack([layer.T for layer in layers]) for layers in (layers_of(predicted), truth))
