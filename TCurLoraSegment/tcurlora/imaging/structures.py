@@ -13,6 +13,9 @@ from tcurlora.errors import InputError
 from tcurlora_contract.names import BACKGROUND as BACKGROUND
 from tcurlora_contract.names import normalized as normalized
 
+IGNORE = "ignore"
+"""nnU-Net's name for voxels that nobody labeled: they are no structure, and no background either."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -49,8 +52,13 @@ def is_background(name: str) -> bool:
     return normalized(name) == BACKGROUND
 
 
+def is_ignored(name: str) -> bool:
+    """Return whether a label of that name marks voxels that nobody labeled."""
+    return normalized(name) == IGNORE
+
+
 def parse_labels(text: str) -> list[Structure]:
-    """Read `1=hippocampus,2=amygdala` into structures; those called background are among them.
+    """Read `1=hippocampus,2=amygdala` into structures; those called background or ignore are among them.
 
     Raises:
         InputError: when an entry is not `number=name`, or a number or name occurs twice.
@@ -69,12 +77,12 @@ def parse_labels(text: str) -> list[Structure]:
 
 
 def require_distinct(structures: Sequence[Structure], where: str) -> None:
-    """Refuse structures that share a name or a value; several values may be background.
+    """Refuse structures that share a name or a value; several values may be background, or be ignored.
 
     Raises:
         InputError: naming the first one that occurs twice.
     """
-    named = [structure for structure in structures if not is_background(structure.name)]
+    named = [s for s in structures if not is_background(s.name) and not is_ignored(s.name)]
     checks: tuple[tuple[Callable[[Structure], Any], str, Sequence[Structure]], ...] = (
         (lambda s: normalized(s.name), "name", named),
         (lambda s: s.value, "label number", structures),
