@@ -392,6 +392,7 @@ def fresh_model(samples: Path) -> TensorCurModel:
     return TensorCurModel(base_network(samples), TensorCurConfig(r=2))
 
 
+MULTI_FRAME = (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames)
 TARGETS = (
     *(
         Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
