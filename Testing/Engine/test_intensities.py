@@ -113,6 +113,21 @@ def test_values_that_overflow_in_their_scaling_are_refused(tmp_path: Path) -> No
     assert caught.value.code == "non_finite"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_numbers_that_itk_reads_as_0_are_told(tmp_path: Path, ending: str, dtype: type) -> None:
+    values = scan("MRI").astype(dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(values), tmp_path / f"a{ending}")
+    warnings: list[ImageWarning] = []
+    read_image(tmp_path / f"a{ending}", warnings.append)
+    assert not warnings
+    values[0, 0, 0], values[1, 2, 3], values[-1, -1, -1] = np.nan, -np.inf, np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(values), tmp_path / f"a{ending}")
+    read_image(tmp_path / f"a{ending}", warnings.append)
+    assert [warning.code for warning in warnings] == ["not_numbers"]
+    assert "3 voxels" in warnings[0].message
+
+
 def test_large_whole_numbers_are_finite() -> None:
     for dtype, value in ((np.int64, 2**62), (np.uint64, 2**63 + 1)):
         values = np.ones(SHAPE, dtype)
