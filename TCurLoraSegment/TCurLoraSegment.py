@@ -42,7 +42,7 @@ class TCurLoraSegment(ScriptedLoadableModule):
         )
         parent.acknowledgementText = _(
             "The method is tCURLoRA by He, Cheng, Zhu, Cai and Yu (MICCAI 2025, arXiv 2501.02227). "
-            "Not a medical device: a person has to look at every result."
+            "Not a medical device. Look at every result."
         )
         slicer.app.connect("startupCompleted()", self._registerSampleData)
 
@@ -87,10 +87,13 @@ class TCurLoraSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.exit()
 
     def onReload(self) -> None:
-        """Load the module's files anew, for developers; Slicer itself would keep those of the library."""
+        """Load the module's files again, for developers; Slicer itself would keep those of the library."""
         for name in [name for name in sys.modules if name.partition(".")[0] == "TCurLoraSegmentLib"]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
+        reloaded = slicer.util.getModuleWidget("TCurLoraSegment")
+        if reloaded.parent.isEntered:  # Slicer tells only those that come to the module
+            reloaded.enter()
 
     def cleanup(self) -> None:
         """The module goes away, or is reloaded."""

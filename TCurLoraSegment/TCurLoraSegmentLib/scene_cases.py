@@ -12,11 +12,24 @@ import slicer
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
-from TCurLoraSegmentLib.scene_labels import Label, is_label_node, labels_of, normalized, terminology_key
+from TCurLoraSegmentLib.scene_labels import (
+    Label,
+    is_label_node,
+    labels_of,
+    normalized,
+    shape_of,
+    terminology_key,
+)
 from TCurLoraSegmentLib.scene_volumes import volume_problem
 
 RESULT_ATTRIBUTE = "TCurLoraSegment.Result"
-"""Attribute of a node that a model made: no labeled case until a person has looked at it."""
+"""Attribute of a node that a model made: not a labeled case until a person has looked at it."""
+
+ACCEPTED_ATTRIBUTE = "TCurLoraSegment.Accepted"
+"""Attribute of a result that a person has taken for a labeled case."""
+
+SHAPE_ATTRIBUTE = "TCurLoraSegment.Shape"
+"""Attribute of a result: its `shape_of` when it was made, by which a correction is noticed."""
 
 _LABEL_WORDS = {"seg", "segs", "segmentation", "segmentations", "label", "labels", "labelmap", "mask", "masks"}
 _LABEL_WORDS |= {"gt", "truth", "ground", "manual", "annotation", "annotations"}
@@ -40,7 +53,8 @@ class SceneStructure:
         color: red, green and blue from 0 to 1, of the first case that has it.
         terminology: Slicer's terminology entry, or an empty string.
         cases: in how many cases it has voxels.
-        aliases: all names that it has in the cases, `name` first.
+        aliases: all names that it has in the cases, and `name`, which is the first.
+        members: the cases in which it has voxels, by their place in the list.
     """
 
     name: str
@@ -48,6 +62,7 @@ class SceneStructure:
     terminology: str
     cases: int
     aliases: tuple[str, ...]
+    members: tuple[int, ...] = ()
 
 
 def pair_scene() -> tuple[list[CasePair], list[str]]:
@@ -66,7 +81,7 @@ def pair_scene() -> tuple[list[CasePair], list[str]]:
     notes: list[str] = []
     labels_by_volume: dict[str, list[Any]] = {}
     for labels in _label_nodes():
-        if labels.GetAttribute(RESULT_ATTRIBUTE):
+        if labels.GetAttribute(RESULT_ATTRIBUTE) and not labels.GetAttribute(ACCEPTED_ATTRIBUTE):
             notes.append(
                 _("'{labels}' was made by a model. Correct it, then add it with 'Use as labeled case'.").format(
                     labels=labels.GetName()
@@ -95,7 +110,7 @@ def pair_scene() -> tuple[list[CasePair], list[str]]:
     return pairs, notes
 
 
-def structures_of(pairs: Sequence[CasePair]) -> list[SceneStructure]:
+def structures_of(pairs: Sequence[CasePair], names: Mapping[str, str] | None = None) -> list[SceneStructure]:
     """Collect what cases are labeled with, by name and by terminology, never by number.
 
     Segments of one name are one structure. Segments of different names are one when their terminology tells the same
@@ -103,11 +118,13 @@ def structures_of(pairs: Sequence[CasePair]) -> list[SceneStructure]:
 
     Args:
         pairs: the cases; nodes that are gone or cannot be read are passed over.
+        names: what the user calls a label, by its name in the scene. Labels that get one name are one structure.
 
     Returns:
         The structures in the order in which they are met.
     """
     groups: dict[str, _Group] = {}
+    chosen = {normalized(name): new for name, new in (names or {}).items()}
     for case, pair in enumerate(pairs):
         node = slicer.mrmlScene.GetNodeByID(pair.labels_id)
         if not is_label_node(node):
@@ -117,7 +134,10 @@ def structures_of(pairs: Sequence[CasePair]) -> list[SceneStructure]:
         except UserError:
             continue  # the export tells what is wrong with it
         for label in labels:
-            groups.setdefault(normalized(label.name), _Group()).add(case, label)
+            name = chosen.get(normalized(label.name), "")
+            group = groups.setdefault(normalized(name or label.name), _Group())
+            group.chosen = group.chosen or name
+            group.add(case, label)
     return [group.structure() for group in _merged(list(groups.values()))]
 
 
@@ -143,34 +163,43 @@ def matched_by_terminology(structure: SceneStructure, base: Mapping[str, str]) -
     return [name for name, key in keys.items() if (key[0], key[1], key[3]) == (category, kind, region)]
 
 
-def subject_of(volume: slicer.vtkMRMLScalarVolumeNode) -> str:
-    """Tell whose scan it is, so that scans of one patient never stand on both sides of a split.
-
-    Args:
-        volume: a volume of the scene.
-
-    Returns:
-        The patient of its branch in the subject hierarchy, or else the study; the ID of the node where it has neither.
-    """
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    constants = slicer.vtkMRMLSubjectHierarchyConstants
-    for level in (constants.GetDICOMLevelPatient(), constants.GetDICOMLevelStudy()):
-        branch = _branch(hierarchy, volume, level)
-        if branch:
-            # One patient may have several branches, one for each time that data were loaded.
-            return f"{level} {hierarchy.GetItemUID(branch, 'DICOM') or f'item {branch}'}"
-    return str(volume.GetID())
+def alike(structures: Sequence[SceneStructure]) -> list[tuple[str, str]]:
+    """Return pairs of names that hold the same words in another order, which often mean the same structure."""
+    by_words: dict[tuple[str, ...], str] = {}
+    pairs = []
+    for structure in structures:
+        first = by_words.setdefault(tuple(sorted(normalized(structure.name).split())), structure.name)
+        if first != structure.name:
+            pairs.append((first, structure.name))
+    return pairs
 
 
 def accept_labels(node: slicer.vtkMRMLNode) -> None:
     """Take the result of a model, which a person has looked at, for a labeled case from now on."""
-    node.RemoveAttribute(RESULT_ATTRIBUTE)
+    node.SetAttribute(ACCEPTED_ATTRIBUTE, "yes")
+
+
+def results() -> list[Any]:
+    """Return the results of models in the scene, the latest last."""
+    return [node for node in _label_nodes() if node.GetAttribute(RESULT_ATTRIBUTE)]
+
+
+def volume_of_result(node: slicer.vtkMRMLNode) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """Return the volume that a result was made from; None when it is gone."""
+    return next(filter(None, map(slicer.mrmlScene.GetNodeByID, _referenced(node))), None)
+
+
+def is_uncorrected(node: slicer.vtkMRMLNode | None) -> bool:
+    """Return whether labels are what a model made, unchanged: they repeat its opinion and prove nothing."""
+    shape = node.GetAttribute(SHAPE_ATTRIBUTE) if node is not None else None
+    return bool(shape) and shape_of(node) == shape
 
 
 @dataclass
 class _Group:
     """Labels of one name, or of several names that mean the same."""
 
+    chosen: str = ""
     labels: list[Label] = field(default_factory=list)
     members: set[int] = field(default_factory=set)
     filled: set[int] = field(default_factory=set)
@@ -185,16 +214,23 @@ class _Group:
         return {key for label in self.labels if (key := terminology_key(label.terminology))}
 
     def take(self, other: _Group) -> None:
+        self.chosen = self.chosen or other.chosen
         self.labels += other.labels
         self.members |= other.members
         self.filled |= other.filled
 
     def structure(self) -> SceneStructure:
         names = [name for name, _count in Counter(label.name for label in self.labels).most_common()]
+        names = list(dict.fromkeys([*filter(None, [self.chosen]), *names]))
         entries = [label.terminology for label in self.labels if label.terminology]
         entries.sort(key=lambda entry: terminology_key(entry) is None)  # one that tells something comes first
         return SceneStructure(
-            names[0], self.labels[0].color, entries[0] if entries else "", len(self.filled), tuple(names)
+            names[0],
+            self.labels[0].color,
+            entries[0] if entries else "",
+            len(self.filled),
+            tuple(names),
+            tuple(sorted(self.filled)),
         )
 
 

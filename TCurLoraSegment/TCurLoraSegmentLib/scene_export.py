@@ -27,7 +27,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from TCurLoraSegmentLib.errors import UserError
-from TCurLoraSegmentLib.scene_cases import CasePair, SceneStructure, structures_of, subject_of
+from TCurLoraSegmentLib.scene_cases import CasePair, SceneStructure, is_uncorrected, structures_of
 from TCurLoraSegmentLib.scene_labels import (
     BACKGROUND,
     Label,
@@ -40,6 +40,7 @@ from TCurLoraSegmentLib.scene_labels import (
     segmentation_layers,
     terminology_key,
 )
+from TCurLoraSegmentLib.scene_subjects import subjects_of
 from TCurLoraSegmentLib.scene_volumes import Geometry, Matrix, geometry_of, volume_problem
 
 __all__ = [
@@ -150,6 +151,8 @@ def export_cases(
     names: Sequence[str] | None = None,
     leave_out: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    structure_names: Mapping[str, str] | None = None,
+    subjects: Mapping[CasePair, str] | None = None,
 ) -> CaseExport:
     """Write labeled cases as a folder that the engine reads.
 
@@ -162,6 +165,8 @@ def export_cases(
         names: name of each case; `case-01`, `case-02`, ... when None.
         leave_out: names of structures that are not written.
         progress: called before each case with its number, from 0 on, and their count, and once at the end.
+        structure_names: what the user calls a label, by its name in the scene.
+        subjects: what the user calls the person of a case; the scene tells those that are not named.
 
     Raises:
         UserError: when there are no cases, or nothing can be written to the folder.
@@ -171,7 +176,7 @@ def export_cases(
     folder = Path(folder)
     digits = max(2, len(str(len(pairs))))
     case_names = list(names or (f"case-{number:0{digits}d}" for number in range(1, len(pairs) + 1)))
-    structures = tuple(s for s in structures_of(pairs) if s.name not in leave_out)
+    structures = tuple(s for s in structures_of(pairs, structure_names) if s.name not in leave_out)
     values = {alias: value for value, s in enumerate(structures, start=1) for alias in s.aliases}
     described = [Label(s.name, s.color, s.terminology, s.cases > 0) for s in structures]
     with _writing(folder):
@@ -180,7 +185,8 @@ def export_cases(
     cases: list[ExportedCase] = []
     problems: list[CaseProblem] = []
     warnings: list[CaseProblem] = []
-    subjects: dict[str, str] = {}
+    written: dict[str, tuple[CasePair, Any]] = {}
+    unreviewed: set[str] = set()
     node_names: dict[str, str] = {}
     for number, (name, pair) in enumerate(zip(case_names, pairs, strict=True)):
         if progress is not None:
@@ -198,12 +204,18 @@ def export_cases(
             warnings.append(CaseProblem(pair, *_cut(labels, volume, lost)))
         cases.append(ExportedCase(name, image, label, geometry))
         node_names[name] = volume.GetName()
-        subjects[name] = subject_of(volume)
-    known = list(dict.fromkeys(subjects.values()))
-    rows = [(name, f"subject-{known.index(subject) + 1:0{digits}d}") for name, subject in subjects.items()]
+        written[name] = (pair, volume)
+        unreviewed |= {name} if is_uncorrected(labels) else set()
+    given = [(subjects or {}).get(pair, "") for pair, _volume in written.values()]
+    people = [subject.key for subject in subjects_of([volume for _pair, volume in written.values()], given)]
+    known = list(dict.fromkeys(people))
+    rows = [
+        (name, f"subject-{known.index(person) + 1:0{digits}d}", "model" if name in unreviewed else "person")
+        for name, person in zip(written, people, strict=True)
+    ]
     declared = {"0": BACKGROUND, **{str(value): s.name for value, s in enumerate(structures, start=1)}}
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("file", "subject"), *rows])
+    csv.writer(table, lineterminator="\n").writerows([("file", "subject", "labeled_by"), *rows])
     _write_text(folder / "cases.csv", table.getvalue())
     _write_text(folder / "dataset.json", json.dumps({"labels": declared}, ensure_ascii=False, indent=2) + "\n")
     if progress is not None:

@@ -24,8 +24,8 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from TCurLoraSegmentLib.errors import UserError
-from TCurLoraSegmentLib.scene_cases import RESULT_ATTRIBUTE
-from TCurLoraSegmentLib.scene_labels import normalized, present_values
+from TCurLoraSegmentLib.scene_cases import ACCEPTED_ATTRIBUTE, RESULT_ATTRIBUTE, SHAPE_ATTRIBUTE
+from TCurLoraSegmentLib.scene_labels import normalized, present_values, shape_of
 from TCurLoraSegmentLib.scene_volumes import TOLERANCE_MM, Geometry, geometry_of, volume_problem
 
 _UNCERTAINTY_COLORS = ("vtkMRMLColorTableNodeFileInferno.txt", "vtkMRMLColorTableNodeIron", "vtkMRMLColorTableNodeGrey")
@@ -161,6 +161,8 @@ def import_segmentation(
                 display.SetOpacity2DOutline(1.0)
                 display.SetVisibility2DOutline(True)
         node.SetAttribute(RESULT_ATTRIBUTE, placement.volume_name)
+        node.RemoveAttribute(ACCEPTED_ATTRIBUTE)
+        node.SetAttribute(SHAPE_ATTRIBUTE, shape_of(node))
         _place(node, placement, volume, output_node is None, warnings)
     return Imported(node, tuple(warnings))
 

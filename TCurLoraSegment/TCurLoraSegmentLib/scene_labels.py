@@ -22,6 +22,11 @@ from TCurLoraSegmentLib.errors import UserError
 
 BACKGROUND = "background"
 
+_UNTELLING = re.compile(
+    r"(?:class|foreground|label|labels|labelmap|mask|masks|new|object|region|roi|seg|segment|segments|segmentation|"
+    r"structure|unnamed|untitled|value)?\d*"
+)
+
 _TISSUE = ("SCT^85756007", "SRT^T-D0050")
 """What Slicer gives to every new segment, so that it tells nothing."""
 
@@ -71,6 +76,11 @@ def normalized(name: str) -> str:
     """
     text = unicodedata.normalize("NFKC", name).replace("_", " ").casefold()
     return " ".join(re.findall(r"\w+", text)) or name.strip()
+
+
+def is_telling(name: str) -> bool:
+    """Return whether a name tells a structure, which `Segment_1`, `label 2`, `mask` and plain numbers do not."""
+    return not all(map(_UNTELLING.fullmatch, normalized(name).split()))
 
 
 def terminology_key(entry: str) -> tuple[str, ...] | None:
@@ -143,6 +153,25 @@ def state_of(node: slicer.vtkMRMLNode) -> Hashable:
     node.GetIJKToRASMatrix(matrix)
     geometry = tuple(matrix.GetElement(row, column) for row in range(3) for column in range(4))
     return geometry, image and image.GetMTime(), colors and (colors.GetID(), colors.GetMTime())
+
+
+def shape_of(node: slicer.vtkMRMLNode) -> str:
+    """Return a text that differs when labels have other voxels; names, colors and saving do not change it.
+
+    Args:
+        node: segmentation or label map. Surfaces have no voxels and give an empty text.
+    """
+    if node.IsA("vtkMRMLSegmentationNode") and not has_binary_labels(node.GetSegmentation()):
+        return ""
+    parts = []
+    for layer in layers_of(node):
+        for value in sorted(layer.meanings):
+            places = np.argwhere(layer.voxels == value)[:, ::-1] + np.array(layer.first)
+            if len(places):
+                center = layer.ijk_to_ras[:3, :3] @ places.mean(axis=0) + layer.ijk_to_ras[:3, 3]
+                spread = places.astype(np.float64).var(axis=0).sum()
+                parts.append(f"{len(places)}:{spread:.3f}:" + ",".join(f"{part:.2f}" for part in center))
+    return ";".join(sorted(parts))
 
 
 def has_binary_labels(segmentation: slicer.vtkSegmentation) -> bool:

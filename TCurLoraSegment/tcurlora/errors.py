@@ -45,6 +45,13 @@ class MemoryExhausted(TCurLoraError):
         super().__init__(message, remedy, code)
 
 
+class Diverged(TCurLoraError):
+    """A training came to numbers that are not finite."""
+
+    def __init__(self, message: str, remedy: str = "", code: str = "diverged") -> None:
+        super().__init__(message, remedy, code)
+
+
 class Cancelled(TCurLoraError):
     """The user asked the work to end."""
 

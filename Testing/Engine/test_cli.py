@@ -107,7 +107,7 @@ def test_options_reach_the_training(bundle: Path, site: Path, tmp_path: Path) ->
     more = ["--steps", "1", "--folds", "0", "--rank", "3", "--seed", "5", "--method", "tcurlora"]
     job = tmp_path / "kept job"
     command = adapt(bundle, site, tmp_path / "a", *more, "--job", str(job), "--json", "--device", "cpu")
-    assert main([*command, "--map", "hippocampus=posterior hippocampus"]) == 0
+    assert main([*command, "--map", "hippocampus=posterior hippocampus", "--labels-complete"]) == 0
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["seed"], config["method"]) == (3, 5, "compact")
     assert config["training"]["steps"] == 1 and config["training"]["seed"] == 5

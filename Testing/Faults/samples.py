@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import locale
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import nnunet_reference
 import numpy as np
 import SimpleITK as sitk
 from dicom_files import LEGACY_MR, multi_frame, save, volume
@@ -192,6 +197,12 @@ def _write_models(folder: Path) -> None:
     from tcurlora.models.opening import load_base_model
     from tcurlora.runtime.job_folder import JobFolder
     from tcurlora.training import trainer as training
+
+    model = nnunet_reference.write_model(folder / "nnU-Net", nnunet_reference.Variant(features=2))
+    (folder / "nnU-Net archive").mkdir()
+    with zipfile.ZipFile(folder / "nnU-Net archive" / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(model.rglob("*")):
+            archive.write(file, Path("Dataset042_Blobs", file.relative_to(model.parent)))
 
     base = load_base_model(write_bundle(folder / "bundle"))
     write_bundle(folder / "pickled bundle", pickled=True)

@@ -11,7 +11,7 @@ MODULE = ROOT / "TCurLoraSegment"
 LIBRARY = MODULE / "TCurLoraSegmentLib"
 ENGINE = MODULE / "tcurlora"
 MODULE_FILE = MODULE / "TCurLoraSegment.py"
-FOLDERS = ("TCurLoraSegment", "Testing", "Resources", "docs", ".ci")
+FOLDERS = ("TCurLoraSegment", "Testing", "Resources", "docs", ".ci", ".github")
 BINARY = {".png", ".jpg", ".jpeg", ".safetensors", ".pt"}
 
 

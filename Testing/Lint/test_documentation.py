@@ -14,7 +14,7 @@ GUIDES = [ROOT / "README.md", ROOT / "docs/tutorial.md", ROOT / "docs/privacy.md
 # What the guides set in italics besides names of the panel: Slicer's and GitHub's own names, and quotations.
 OTHERS = {
     *("Segmentation", "PyTorch", "PyTorch Utils", "Crop Volume", "Data", "Sample Data", "Uninstall"),
-    *("TCurLoraSegment", "TCurLoraSegmentHippocampus", "TCurLora Segment", "Additional module paths"),
+    *("TCurLoraSegment", "Hippocampus (adapting does not help)", "TCurLora Segment", "Additional module paths"),
     *(
         "adapter",
         "hippocampus",
@@ -24,6 +24,7 @@ OTHERS = {
         "posterior hippocampus",
         "anterior hippocampus",
     ),
+    *("remark", "problem", "uncorrected", "Person", "Use that"),
     *("compact", "paper", "decoder", "full", "ready", "new", "leave out", "Hippocampus in T1 MRI"),
 }
 

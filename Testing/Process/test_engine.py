@@ -106,12 +106,19 @@ class EngineTest(unittest.TestCase):
                     "PATH": "/usr/bin",
                     "HTTPS_PROXY": "http://proxy",
                     "TCURLORA_HOME": "/daten ü",
+                    "OMP_WAIT_POLICY": "passive",
                     "PYTHONUTF8": "1",
                     "PYTHONUNBUFFERED": "1",
                 },
             )
             os.environ.pop("APPLAUNCHER_0_PATH")
             self.assertEqual(Engine(Path("python"), own=False).environment()["PATH"], SLICER["PATH"])
+
+    def test_threads_wait_as_the_user_has_set_it(self) -> None:
+        with patch.dict(os.environ, {"OMP_WAIT_POLICY": "active"}):
+            for own in (True, False):
+                environment = Engine(Path("python"), own=own).environment()
+                self.assertEqual(environment["OMP_WAIT_POLICY"], "active")
 
     def test_other_python_runs_in_spite_of_slicers_variables(self) -> None:
         own_path = {"APPLAUNCHER_0_PATH": os.environ["PATH"]}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from scenes import SceneTest, hierarchy
 
-from TCurLoraSegmentLib.result_nodes import report_nodes
+from TCurLoraSegmentLib.result_nodes import case_ticks, report_nodes, rows_of_table, summary_of
 from TCurLoraSegmentLib.self_test import foreign
 
 # The report comes from the engine itself, in a process of its own as always.
@@ -113,7 +113,28 @@ class ReportNodesTest(SceneTest):
         }
         nodes = report_nodes({"cross_validation": {**sides, "comparison": comparison}}, "h", NODE_NAMES)
         self.assertEqual(self.column(nodes.summary_table, "Structure"), ["Kopf ü"])
-        self.assertEqual(self.column(nodes.table, "Label"), list(NODE_NAMES.values()))
+        self.assertEqual(case_ticks(nodes.table), list(NODE_NAMES.values()))
+        self.assertIsNone(nodes.table.GetTable().GetColumnByName("Label"), "it would repeat the cases")
+        self.assertEqual({series.GetLabelColumnName() for series in nodes.series}, {"Case"})
+
+    def test_numbers_have_the_decimals_that_mean_something(self):
+        report = json.loads(json.dumps(self.report))
+        for score in report["cross_validation"]["adapted"]["cases"]:
+            score["dice"] = None if score["dice"] is None else score["dice"] + 1 / 3
+        nodes = report_nodes(report, "h", NODE_NAMES)
+        gains = [gain for gain in self.column(nodes.table, "Dice gain") if not math.isnan(gain)]
+        self.assertEqual(gains, [round(gain, 3) for gain in gains])
+
+    def test_legend_has_room_above_the_bars(self):
+        nodes = report_nodes(self.report, "h", NODE_NAMES)
+        self.assertGreater(nodes.chart.GetYAxisRange()[1], 1.1)
+
+    def test_table_tells_the_result_again(self):
+        nodes = report_nodes({**self.report, "summary": "It helps."}, "h", NODE_NAMES)
+        self.assertEqual(summary_of(nodes.table), "It helps.")
+        rows = rows_of_table(nodes.table)
+        self.assertEqual(rows[0], ["T1 Müller", "Kopf ü", "0.500", "0.625", "+0.125"])
+        self.assertEqual(rows[5][2:], ["", "", ""])
 
     def test_nothing_is_made_when_nothing_was_compared(self):
         for report in ({}, {"cross_validation": None}):

@@ -16,7 +16,8 @@ import slicer
 
 from TCurLoraSegmentLib import sample_data
 from TCurLoraSegmentLib.errors import UserError
-from TCurLoraSegmentLib.scene_cases import pair_scene, structures_of, subject_of
+from TCurLoraSegmentLib.scene_cases import pair_scene, structures_of
+from TCurLoraSegmentLib.scene_subjects import subject_of
 from TCurLoraSegmentLib.self_test import foreign
 
 

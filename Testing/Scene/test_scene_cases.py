@@ -27,14 +27,18 @@ from scenes import (
 
 from TCurLoraSegmentLib.scene_cases import (
     RESULT_ATTRIBUTE,
+    SHAPE_ATTRIBUTE,
     CasePair,
     SceneStructure,
     accept_labels,
+    alike,
+    is_uncorrected,
     matched_by_terminology,
     pair_scene,
     structures_of,
-    subject_of,
 )
+from TCurLoraSegmentLib.scene_labels import is_telling, shape_of
+from TCurLoraSegmentLib.scene_subjects import person_in_name, subject_of, subjects_of
 
 MASK = np.zeros(SIZE[::-1], bool)
 MASK[3:6, 4:9, 2:5] = True
@@ -265,10 +269,10 @@ class SubjectTest(SceneTest):
         put_into_study(other, add_study("P2"))
         tree = hierarchy()
         put_into_study(alone, tree.CreateStudyItem(tree.GetSceneItemID(), "study of nobody"))
-        subjects = [subject_of(node) for node in (first, follow_up, other, alone, loose)]
+        subjects = [subject_of(node).key for node in (first, follow_up, other, alone, loose)]
         self.assertEqual(subjects[0], subjects[1])
         self.assertEqual(len(set(subjects)), 4)
-        self.assertEqual(subjects[4], loose.GetID())
+        self.assertIn(loose.GetName(), subjects[4])
 
     def test_one_patient_in_two_branches(self):
         nodes = [add_volume("a"), add_volume("b")]
@@ -276,7 +280,68 @@ class SubjectTest(SceneTest):
             study = add_study(f"branch {number}")
             put_into_study(node, study)
             hierarchy().SetItemUID(hierarchy().GetItemParent(study), "DICOM", "PID-1")
-        self.assertEqual(subject_of(nodes[0]), subject_of(nodes[1]))
+        self.assertEqual(subject_of(nodes[0]).key, subject_of(nodes[1]).key)
+
+    def test_person_is_what_names_share_but_for_side_and_visit(self):
+        for one, other in (
+            ("IXI012-HH-1211_L", "IXI012-HH-1211_R"),
+            ("sub-003_ses-1_T1w", "sub-003_ses-2_T1w"),
+            ("Müller left", "Müller right"),
+            ("p7 visit2.nii.gz", "p7 visit10.nii.gz"),
+            ("lh.042", "rh_042"),
+        ):
+            self.assertEqual(subject_of(add_volume(one)).key, subject_of(add_volume(other)).key, one)
+        for one, other in (
+            ("patient_1", "patient_2"),
+            ("T1", "T1_1"),
+            ("sub-01_L", "sub-02_L"),
+            ("Wright", "Leftwich"),
+            ("left", "right"),
+            ("visitor1", "visitor2"),
+        ):
+            self.assertNotEqual(subject_of(add_volume(one)).key, subject_of(add_volume(other)).key, one)
+        self.assertEqual(person_in_name("IXI012-HH-1211_L"), "IXI012-HH-1211")
+
+    def test_what_the_user_calls_a_person_counts_and_joins_an_equal_one(self):
+        volumes = [add_volume(name) for name in ("a", "b", "c")]
+        keys = [subject.key for subject in subjects_of(volumes, ["", "A", "somebody"])]
+        self.assertEqual(keys[0], keys[1])
+        self.assertNotEqual(keys[0], keys[2])
+
+    def test_names_that_the_user_gives_join_labels(self):
+        volume = add_volume("T1")
+        labels = segmentation("T1 seg", volume)
+        again = add_segmentation("T1 other", straight(), {"b": MASK}, add_volume("T2"))
+        pairs = [pair(volume, labels), pair(slicer.util.getNode("T2"), again)]
+        self.assertEqual([s.name for s in structures_of(pairs)], ["A", "b"])
+        (one,) = structures_of(pairs, {"A": "hippocampus", "b": "hippocampus"})
+        self.assertEqual((one.name, one.cases, one.members), ("hippocampus", 2, (0, 1)))
+        self.assertEqual(set(one.aliases), {"hippocampus", "A", "b"})
+
+    def test_names_with_the_same_words_are_alike(self):
+        volume = add_volume("T1")
+        labels = add_segmentation("T1 seg", straight(), {"left hippocampus": MASK, "Hippocampus_Left": ~MASK}, volume)
+        found = structures_of([pair(volume, labels)])
+        self.assertEqual(alike(found), [("left hippocampus", "Hippocampus_Left")])
+
+    def test_untelling_names(self):
+        for name in ("Segment_1", "1", "label 2", "Label3", "mask", "Segmentation_12", "ROI 4"):
+            self.assertFalse(is_telling(name), name)
+        for name in ("hippocampus", "CA1", "L5", "tumor mask", "Segmento caudado"):
+            self.assertTrue(is_telling(name), name)
+
+    def test_a_correction_is_noticed_and_a_new_name_is_none(self):
+        volume = add_volume("T1")
+        labels = segmentation("T1 result", volume)
+        self.assertFalse(is_uncorrected(labels))
+        labels.SetAttribute(SHAPE_ATTRIBUTE, shape_of(labels))
+        labels.GetSegmentation().GetNthSegment(0).SetName("B")
+        self.assertTrue(is_uncorrected(labels))
+        segment = labels.GetSegmentation().GetNthSegmentID(0)
+        changed = MASK.astype(np.uint8)
+        changed[3, 4, 2] = 0
+        slicer.util.updateSegmentBinaryLabelmapFromArray(changed, labels, segment, volume)
+        self.assertFalse(is_uncorrected(labels))
 
 
 if __name__ == "__main__":

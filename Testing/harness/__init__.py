@@ -14,7 +14,8 @@ __all__ = ["EXTENSION", "clear_scene", "start"]
 
 _PANEL = (
     "start_panel open_module enter_module leave_module close_module main_window testing_mode process_events",
-    "wait_until choose_node show grab quit_application fail_on_errors begin_test end_test",
+    "wait_until choose_node show grab quit_application fail_on_errors begin_test end_test visible_text",
+    "words_of",
 )
 _PARTS = {
     **{name: "panel" for line in _PANEL for name in line.split()},

@@ -61,10 +61,36 @@ class _ThreeDWidget:
         return self._node
 
 
+class _PlotView:
+    """As the original, it gives a bar the number of its row, whatever the chart's labels are."""
+
+    def __init__(self) -> None:
+        self._chart = vtk.vtkChartXY()
+
+    def chart(self) -> Any:
+        return self._chart
+
+    def scheduleRender(self) -> None:
+        pass
+
+
+class _PlotWidget:
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self._view = _PlotView()
+
+    def plotView(self) -> _PlotView:
+        return self._view
+
+    def mrmlPlotViewNode(self) -> Any:
+        return self._node
+
+
 class LayoutManager:
-    """slicer.app.layoutManager() of a Slicer with three slices and a 3D view."""
+    """slicer.app.layoutManager() of a Slicer with three slices, a 3D view and a plot."""
 
     threeDViewCount = 1
+    plotViewCount = 1
 
     def __init__(self) -> None:
         self.layout = 0
@@ -83,6 +109,9 @@ class LayoutManager:
         view = slicer.vtkMRMLViewNode()
         view.SetSingletonTag("1")
         self._three_d = _ThreeDWidget(slicer.mrmlScene.AddNode(view))
+        plot = slicer.vtkMRMLPlotViewNode()
+        plot.SetSingletonTag("PlotView1")
+        self._plot = _PlotWidget(slicer.mrmlScene.AddNode(plot))
 
     def setLayout(self, number: int) -> None:
         self.layout = int(number)
@@ -99,6 +128,9 @@ class LayoutManager:
     def threeDWidget(self, index: int) -> Any:
         return self._three_d if index == 0 else None
 
+    def plotWidget(self, index: int) -> Any:
+        return self._plot if index == 0 else None
+
     def resetSliceViews(self) -> None:
         for widget in self._slices.values():
             widget.sliceLogic().FitSliceToAll()
@@ -113,3 +145,4 @@ class LayoutManager:
                 slicer.mrmlScene.RemoveNode(node)
             widget.sliceLogic().SetMRMLScene(None)
         slicer.mrmlScene.RemoveNode(self._three_d.mrmlViewNode())
+        slicer.mrmlScene.RemoveNode(self._plot.mrmlPlotViewNode())

@@ -324,6 +324,35 @@ def choose_node(selector: Any, node: Any) -> None:
     pythonqt.unwrap(selector)._choose(node)
 
 
+def visible_text(table: Any, row: int, column: int) -> str:
+    """Give what is seen of a cell's text in the width that its column has: cut as the table cuts, or all of it."""
+    native = pythonqt.unwrap(table)
+    frame = native.style().pixelMetric(QtWidgets.QStyle.PixelMetric.PM_FocusFrameHMargin, None, native) + 1
+    text = native.item(row, column).text()
+    return str(native.fontMetrics().elidedText(text, native.textElideMode(), native.columnWidth(column) - 2 * frame))
+
+
+def words_of(widget: Any) -> dict[str, str]:
+    """Give every text that a widget and those within show, or would show as a tooltip, by the names of the widgets."""
+    native = getattr(widget, "parent", widget)
+    native = native._native if isinstance(native, pythonqt.Wrapper) else native
+    found: dict[str, str] = {}
+    for one in [native, *native.findChildren(QtWidgets.QWidget)]:
+        texts = [one.toolTip(), one.windowTitle(), one.statusTip(), one.whatsThis()]
+        for getter in ("text", "toPlainText", "title", "placeholderText", "currentText"):
+            if callable(getattr(one, getter, None)):
+                texts.append(str(getattr(one, getter)()))
+        if isinstance(one, QtWidgets.QComboBox):
+            texts += [one.itemText(index) for index in range(one.count())]
+        if isinstance(one, QtWidgets.QTableWidget):
+            cells = [one.item(r, c) for r in range(one.rowCount()) for c in range(one.columnCount())]
+            texts += [text for cell in cells if cell is not None for text in (cell.text(), cell.toolTip())]
+        joined = " ".join(filter(None, texts))
+        if joined:
+            found[one.objectName() or type(one).__name__] = found.get(one.objectName(), "") + joined
+    return found
+
+
 def show(widget: Any, width: int = 0, height: int = 0) -> None:
     """Show a widget, in its own size or in this one."""
     native = getattr(widget, "parent", widget)._native if not isinstance(widget, pythonqt.Wrapper) else widget._native

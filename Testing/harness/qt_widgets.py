@@ -173,6 +173,27 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
                 child.setVisible(expanded)
         self.setMaximumHeight(16777215 if expanded else self.fontMetrics().height() + self._collapsed_height)
 
+    def paintEvent(self, event: QtGui.QPaintEvent) -> None:
+        """Draw an arrow in place of a check box; what is left of a closed box is an empty frame, as CTK draws it."""
+        painter = QtWidgets.QStylePainter(self)
+        option = QtWidgets.QStyleOptionGroupBox()
+        self.initStyleOption(option)
+        control = QtWidgets.QStyle.SubControl
+        title = self.fontMetrics().height()
+        if not self.isFlat():
+            option.subControls = control.SC_GroupBoxFrame
+            painter.drawComplexControl(QtWidgets.QStyle.ComplexControl.CC_GroupBox, option)
+        arrow = QtWidgets.QStyleOption()
+        arrow.initFrom(self)
+        arrow.rect = QtCore.QRect(2, 2, title - 4, title - 4)
+        element = QtWidgets.QStyle.PrimitiveElement
+        painter.drawPrimitive(
+            element.PE_IndicatorArrowDown if self.isChecked() else element.PE_IndicatorArrowRight, arrow
+        )
+        flags = int((QtCore.Qt.AlignmentFlag.AlignLeft | QtCore.Qt.AlignmentFlag.AlignVCenter).value)
+        place = QtCore.QRect(title + 2, 0, self.width() - title, title)
+        self.style().drawItemText(painter, place, flags, self.palette(), self.isEnabled(), self.title())
+
 
 class ctkPathLineEdit(QtWidgets.QWidget):
     """A line for a file or folder with a button to browse."""

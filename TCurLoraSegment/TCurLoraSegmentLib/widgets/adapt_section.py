@@ -13,6 +13,7 @@ from TCurLoraSegmentLib.adapt_task import Adapted, AdaptTask, prepare_adapt
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.jobs import Job, unfinished_jobs
 from TCurLoraSegmentLib.requests import METHODS, AdaptSettings, free_name
+from TCurLoraSegmentLib.widgets.labels import offer, quietly, say
 from TCurLoraSegmentLib.widgets.live_plot import LivePlot
 from TCurLoraSegmentLib.widgets.waiting import waiting
 
@@ -34,6 +35,7 @@ class AdaptSection:
         self._log_shown = -1
         self._unfinished: Job | None = None
         self._scene_is_gone = False
+        self._stage_name = ""
         self._plot = LivePlot(ui.plotLabel)
         self._spins = {"minutes": ui.minutesSpin, "rank": ui.rankSpin, "steps": ui.stepsSpin}
         self._spins |= {"folds": ui.foldsSpin, "seed": ui.seedSpin}
@@ -64,7 +66,8 @@ class AdaptSection:
             **{key: get(key) for key in keys},
             method=self._method(),
             device=self._panel.device(),
-            mapping=self._panel.cases_section.mapping(),
+            mapping=self._panel.structures_section.mapping(),
+            names=self._panel.structures_section.names(),
         )
 
     def _method(self) -> str:
@@ -73,8 +76,13 @@ class AdaptSection:
         return method if method in METHODS else METHODS[0]
 
     def scene_closed(self) -> None:
-        """The scene of the cases is gone: names of its volumes must not appear in the next one."""
+        """The scene of the cases is gone: nothing of it must appear in the next one."""
         self._scene_is_gone = True
+        if not self.running:
+            self._stage("")
+            self._log = None
+            self._ui.logText.setPlainText("")
+            self._plot.clear()
 
     def kill(self) -> None:
         """End a run at once: the panel goes away."""
@@ -87,38 +95,37 @@ class AdaptSection:
         if not get("name"):
             self._panel.parameters.set("name", free_name(_("My site"), self._names()))
         for key, spin in self._spins.items():
-            _quietly(spin, "setValue", get(key))
-        _quietly(ui.methodCombo, "setCurrentIndex", METHODS.index(self._method()))
+            quietly(spin, "setValue", get(key))
+        quietly(ui.methodCombo, "setCurrentIndex", METHODS.index(self._method()))
         devices, device = self._panel.devices, self._panel.device()
-        _quietly(ui.deviceCombo, "setCurrentIndex", devices.index(device) if device in devices else 0)
-        _quietly(ui.crossValidationCheck, "setChecked", get("cross_validation"))
+        quietly(ui.deviceCombo, "setCurrentIndex", devices.index(device) if device in devices else 0)
+        quietly(ui.crossValidationCheck, "setChecked", get("cross_validation"))
         if ui.adapterNameEdit.text != get("name"):
-            _quietly(ui.adapterNameEdit, "setText", get("name"))
+            quietly(ui.adapterNameEdit, "setText", get("name"))
         ui.stepsSpin.setEnabled(get("minutes") == 0)
         ui.foldsSpin.setEnabled(get("cross_validation"))
         ui.rankSpin.setEnabled(self._method() in ("compact", "paper"))
-        ui.minutesMeaning.setText(self._meaning())
+        say(ui.minutesMeaning, self._meaning())
         missing = self._missing()
-        ui.adaptButton.setEnabled(not missing)
-        ui.adaptButton.setToolTip(
-            _("Still missing:\n{list}").format(list="\n".join(f"- {text}" for text in missing))
-            if missing
-            else _("Adapt the base model to the chosen cases; runs in the background")
-        )
+        ui.adaptButton.setEnabled(not missing and not self.running)
+        if self.running:
+            tooltip = _("Not possible yet: a run is in progress.")
+        elif missing:
+            tooltip = _("Still missing:\n{list}").format(list="\n".join(f"- {text}" for text in missing))
+        else:
+            tooltip = _("Adapt the base model to the chosen cases; runs in the background")
+        ui.adaptButton.setToolTip(tooltip)
         ui.cancelAdaptButton.setEnabled(self.running)
         ui.adaptProgress.setVisible(self.running)
-        ui.timeLeftLabel.setVisible(self.running)
+        ui.timeLeftLabel.setVisible(self.running and ui.timeLeftLabel.text != "")
+        say(ui.stageLabel, ui.stageLabel.text)
         ui.plotLabel.setVisible(self._plot.drawn)
         self._refresh_unfinished()
 
     def devices_changed(self) -> None:
         """Offer the devices that there are now."""
-        combo = self._ui.deviceCombo
-        was_blocked = combo.blockSignals(True)
-        combo.clear()
-        for device in self._panel.devices:
-            combo.addItem(_("automatic") if device == "auto" else device)
-        combo.blockSignals(was_blocked)
+        titles = [_("automatic") if device == "auto" else device for device in self._panel.devices]
+        offer(self._ui.deviceCombo, titles, 0)
 
     def look_for_unfinished(self) -> None:
         """Find a run that was broken off, to offer its resuming."""
@@ -127,13 +134,12 @@ class AdaptSection:
         self._refresh_unfinished()
 
     def _missing(self) -> list[str]:
-        if self.running:
-            return [_("A run is under way.")]
         cases = self._panel.cases_section.chosen()
         return [
             *self._panel.engine_problems(),
             *self._panel.base_model_section.problems(),
             *self.settings().missing(len(cases), self._names()),
+            *self._panel.structures_section.problems(),
         ]
 
     def _names(self) -> list[str]:
@@ -142,12 +148,12 @@ class AdaptSection:
     def _meaning(self) -> str:
         minutes = self._panel.parameters.get("minutes")
         if not minutes:
-            return _("Off: each training takes the steps under Advanced.")
+            return _("Off: uses the steps set under Advanced.")
         speed = slicer.app.userSettings().value(self._speed_key())
         try:
             seconds = float(speed)
         except (TypeError, ValueError):
-            return _("How far that gets is measured at the start.")
+            return _("The number of steps is measured when the run starts.")
         steps = int(minutes * 60 * 0.75 / seconds)
         return _("About {steps} optimizer steps in all on this device, as measured last.").format(steps=steps)
 
@@ -165,7 +171,9 @@ class AdaptSection:
     def _on_adapt(self) -> None:
         try:
             with waiting():
-                job = prepare_adapt(self.settings(), self._panel.cases_section.chosen())
+                job = prepare_adapt(
+                    self.settings(), self._panel.cases_section.chosen(), self._panel.cases_section.subjects()
+                )
         except UserError as error:
             self._stage(str(error))
             return
@@ -194,7 +202,7 @@ class AdaptSection:
         self._log = job.log
         self._plot.clear()
         ui.adaptProgress.setRange(0, 0)  # moves without a measure until the first one comes
-        ui.timeLeftLabel.setText("")
+        say(ui.timeLeftLabel, "")
         self._stage(_("Starting..."))
         self._panel.warm.end()  # training needs the memory that it holds
         self._panel.run(self._task)
@@ -209,10 +217,10 @@ class AdaptSection:
     def _on_event(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "stage":
+            self._stage_name = str(event.get("name", ""))
             self._stage(str(event.get("title", "")))
             self._plot.next_training()
-            self._ui.adaptProgress.setRange(0, 0)
-            self._ui.timeLeftLabel.setText("")
+            self._busy()
             if event.get("seconds_per_step"):
                 slicer.app.userSettings().setValue(self._speed_key(), str(event["seconds_per_step"]))
         elif kind == "progress":
@@ -227,12 +235,21 @@ class AdaptSection:
             self._ui.plotLabel.setVisible(self._plot.drawn)
         self._show_log()
 
+    def _busy(self) -> None:
+        """Show that something is done of which nobody knows how long it takes."""
+        self._ui.adaptProgress.setRange(0, 0)
+        say(self._ui.timeLeftLabel, "")
+
     def _progress(self, event: Mapping[str, Any]) -> None:
         bar, eta = self._ui.adaptProgress, event.get("eta_s")
+        if self._stage_name == "prepare" and int(event["step"]) >= int(event["total"]):
+            self._stage(_("Measuring the speed"))
+            self._busy()
+            return
         bar.setRange(0, max(int(event["total"]), 1))
         bar.setValue(int(event["step"]))
         left = "" if eta is None else _("about {time} left in this stage").format(time=_duration(float(eta)))
-        self._ui.timeLeftLabel.setText(left)
+        say(self._ui.timeLeftLabel, left)
 
     def _on_finished(self, adapted: Adapted) -> None:
         self._task = None
@@ -241,10 +258,12 @@ class AdaptSection:
             self._panel.parameters.set("model", adapted.name)
             self._panel.parameters.set("name", free_name(adapted.name, [*self._names(), adapted.name]))
             names = {} if self._scene_is_gone else adapted.case_names
+            if self._scene_is_gone:
+                self._stage(_("The adapter is ready."))
             self._panel.result_section.show(adapted.report, adapted.name, names, add_nodes=not self._scene_is_gone)
             self._panel.reload_adapters()
         elif adapted.outcome.cancelled:
-            self._stage(_("Cancelled. Nothing was changed."))
+            self._stage(_("Cancelled."))
         else:
             self._stage(adapted.outcome.sentence())
         self._show_log()
@@ -256,7 +275,15 @@ class AdaptSection:
         self._ui.unfinishedFrame.setVisible(job is not None and not self.running)
         if job is not None:
             name = job.context().get("name", job.path.name)
-            self._ui.unfinishedLabel.setText(_("The adaptation '{name}' was not finished.").format(name=name))
+            text = _("The adaptation '{name}' was not finished. Copies of its labeled scans are kept for 'Resume'.")
+            say(self._ui.unfinishedLabel, text.format(name=name))
+
+    def log_text(self) -> str:
+        """The log of the last run, as far as it is still there."""
+        try:
+            return "" if self._log is None else self._log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return str(self._ui.logText.plainText)
 
     def _show_log(self, _open: bool = True) -> None:
         if self._ui.logGroup.collapsed or self._log is None:
@@ -274,24 +301,20 @@ class AdaptSection:
         self._ui.logText.setPlainText(text)
 
     def _stage(self, text: str) -> None:
-        self._ui.stageLabel.setText(text)
+        """Say what is done; while a run is in progress, with the name of its adapter."""
+        named = _("'{name}': {stage}").format(name=self._task.name, stage=text) if self._task and text else text
+        say(self._ui.stageLabel, named)
 
 
 def _titles() -> dict[str, str]:
     return {
-        "compact": _("compact: cores of all kernels, a file of kilobytes"),
-        "paper": _("paper: cores of the transformer, and the decoder"),
+        "compact": _("compact: tensor cores of all convolutions (about 40 kB)"),
+        "paper": _("paper: transformer cores and the full decoder"),
         "decoder": _("decoder only"),
-        "full": _("everything: as large as the base model"),
+        "full": _("full: all parameters (as large as the base)"),
     }
 
 
 def _duration(seconds: float) -> str:
     minutes = int(seconds / 60)
     return _("{n} min").format(n=minutes) if minutes else _("{n} s").format(n=int(seconds))
-
-
-def _quietly(widget: Any, method: str, value: Any) -> None:
-    was_blocked = widget.blockSignals(True)
-    getattr(widget, method)(value)
-    widget.blockSignals(was_blocked)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +15,18 @@ import slicer
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
-from TCurLoraSegmentLib.requests import name_problems
-from TCurLoraSegmentLib.widgets.tables import fill
+from TCurLoraSegmentLib.requests import free_name, name_problems
+from TCurLoraSegmentLib.widgets.labels import say
+from TCurLoraSegmentLib.widgets.tables import fill, prepare
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
+
+
+NAME, BASE = 0, 1
+LARGEST_CONFIG = 2**20
+_LEFT_OUT = re.compile(r"^- SHA-256.*\n|^## Use\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+"""What a card says to people at a command line."""
 
 
 class AdaptersSection:
@@ -24,6 +35,8 @@ class AdaptersSection:
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
         self._ui = ui = panel.ui
+        self._message = self._deleted = ""
+        prepare(ui.adaptersTable, (NAME, BASE))
         ui.adaptersTable.connect("itemSelectionChanged()", self._on_selected)
         for name in ("use", "rename", "export", "import", "delete"):
             getattr(ui, f"{name}AdapterButton").connect("clicked()", getattr(self, f"_on_{name}"))
@@ -32,6 +45,7 @@ class AdaptersSection:
 
     def adapters_changed(self) -> None:
         """Show the adapters that there are now."""
+        self._leave_deleted()
         rows, tooltips = [], []
         for entry in self._panel.adapters:
             dice = entry["adapted_dice"]
@@ -46,9 +60,22 @@ class AdaptersSection:
             )
             tooltips.append(str(entry["problem"] or entry["summary"] or ""))
         fill(self._ui.adaptersTable, rows, tooltips)
-        self._ui.adaptersTable.resizeColumnsToContents()
         self._ui.adapterCard.setVisible(False)
         self._on_selected()
+        self._message = ""
+
+    def _leave_deleted(self) -> None:
+        """Choose another model when the chosen adapter was deleted here, and say so."""
+        names = [entry["name"] for entry in self._panel.adapters]
+        deleted, self._deleted = self._deleted, ""
+        if not deleted or deleted in names:
+            return
+        self._message = _("Deleted '{name}'.").format(name=deleted)
+        if self._panel.parameters.get("model") == deleted:
+            self._panel.parameters.set("model", "")
+            self._panel.segment_section.models_changed()
+            title = self._panel.segment_section.title()
+            self._message += " " + _("'{model}' is chosen in 'Segment' now.").format(model=title)
 
     def _selected(self) -> Mapping[str, Any] | None:
         row = self._ui.adaptersTable.currentRow()
@@ -60,14 +87,17 @@ class AdaptersSection:
             getattr(self._ui, f"{name}AdapterButton").setEnabled(entry is not None)
         self._ui.cardButton.setEnabled(entry is not None)
         self._ui.useAdapterButton.setEnabled(entry is not None and not entry["problem"])
-        self._say(str((entry or {}).get("problem") or (entry or {}).get("summary") or ""))
+        if not self._panel.adapters and not self._message:
+            self._say(_("There are no adapters yet.") if self._panel.listed else "")
+            return
+        self._say(self._message or str((entry or {}).get("problem") or (entry or {}).get("summary") or ""))
 
     def _on_use(self) -> None:
         entry = self._selected()
         if entry is not None:
             self._panel.parameters.set("model", entry["name"])
             self._panel.refresh()
-            self._say(_("'{name}' is chosen in 'Segment new scans'.").format(name=entry["name"]))
+            self._panel.show_tab("segmentTab")
 
     def _on_card(self) -> None:
         entry = self._selected()
@@ -76,7 +106,8 @@ class AdaptersSection:
             card.setVisible(False)
             return
         try:
-            card.setPlainText((Path(entry["path"]) / "README.md").read_text(encoding="utf-8"))
+            text = (Path(entry["path"]) / "README.md").read_text(encoding="utf-8")
+            card.setMarkdown(_LEFT_OUT.sub("", text))
         except OSError:
             card.setPlainText(_("The adapter '{name}' has no model card.").format(name=entry["name"]))
         card.setVisible(True)
@@ -124,15 +155,28 @@ class AdaptersSection:
             self._ui.importAdapterButton, _("Import adapter"), "", _("Adapter (*.zip)")
         )
         if path:
-            self._panel.query("adapters", "import", path, on_answer=self._changed, on_error=self._failed)
+
+            def imported(answer: Mapping[str, Any]) -> None:
+                self._message = _("Added '{name}'.").format(name=Path(str(answer["path"])).name)
+                self._changed(answer)
+
+            name = _name_in(path)
+            options = [f"--name={free_name(name, [str(e['name']) for e in self._panel.adapters])}"] if name else []
+            self._panel.query("adapters", "import", path, *options, on_answer=imported, on_error=self._failed)
 
     def _on_delete(self) -> None:
         entry = self._selected()
         if entry is None:
             return
-        question = _("Delete the adapter '{name}'? It cannot be had back.").format(name=entry["name"])
+        question = _("Delete the adapter '{name}'? This cannot be undone.").format(name=entry["name"])
         if slicer.util.confirmOkCancelDisplay(question):
-            self._panel.query("adapters", "remove", str(entry["name"]), on_answer=self._changed, on_error=self._failed)
+            name = str(entry["name"])
+
+            def deleted(answer: Any) -> None:
+                self._deleted = name
+                self._changed(answer)
+
+            self._panel.query("adapters", "remove", name, on_answer=deleted, on_error=self._failed)
 
     def _changed(self, _answer: Any) -> None:
         self._panel.reload_adapters()
@@ -144,4 +188,17 @@ class AdaptersSection:
         self._say(str(error))
 
     def _say(self, text: str) -> None:
-        self._ui.adaptersMessage.setText(text)
+        say(self._ui.adaptersMessage, text)
+
+
+def _name_in(path: str) -> str:
+    """Return the name that an exported adapter was given when it was made; empty where it has none that can be used.
+
+    The engine looks at everything else in the file.
+    """
+    with suppress(OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile), zipfile.ZipFile(path) as opened:
+        member = next((name for name in opened.namelist() if name.rpartition("/")[2] == "adapter_config.json"), "")
+        if member and opened.getinfo(member).file_size < LARGEST_CONFIG:
+            name = str(json.loads(opened.read(member)).get("name") or "")
+            return "" if name_problems(name) else name
+    return ""

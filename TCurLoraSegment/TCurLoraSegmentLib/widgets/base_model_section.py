@@ -1,18 +1,23 @@
-"""Section "Base model": the catalogue, an own bundle, download, details."""
+"""The choice of the base model in the tab "Adapt": what it is in two lines, and its download."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
+from TCurLoraSegmentLib.widgets.labels import offer, say, searchable
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
+
+MANY = 12
+"""Models from which on the list can be searched."""
+LISTED = 4
+"""Structures that are named before the rest is counted."""
 
 
 class BaseModelSection:
@@ -21,13 +26,10 @@ class BaseModelSection:
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
         self._ui = ui = panel.ui
-        self._shown_details = ""
         self._message = ""
         ui.baseModelCombo.connect("currentIndexChanged(int)", self._on_chosen)
-        ui.addBundleButton.connect("clicked()", self._on_add)
-        ui.removeBundleButton.connect("clicked()", self._on_remove)
+        ui.addBundleButton.connect("clicked()", self.add)
         ui.fetchModelButton.connect("clicked()", self._on_fetch)
-        ui.baseModelDetailsGroup.connect("toggled(bool)", self._on_details)
 
     def current(self) -> Mapping[str, Any] | None:
         """The chosen model's entry in the catalogue."""
@@ -37,7 +39,12 @@ class BaseModelSection:
     def problems(self) -> list[str]:
         """Why the chosen model cannot be used, one sentence each."""
         name = self._panel.parameters.get("base")
-        if not self._panel.models or not name or self.current() is not None:
+        if not self._panel.models:
+            if self._panel.engine_problems():
+                return []  # which stand in the way already
+            none = _("No base model was found.")
+            return [none if self._panel.listed else _("The base models are not listed yet.")]
+        if not name or self.current() is not None:
             return []
         return [_("The base model '{name}' is not on this computer: choose another one, or add it.").format(name=name)]
 
@@ -47,53 +54,57 @@ class BaseModelSection:
         self._message = ""
         if models and not parameters.get("base"):
             parameters.set("base", str(models[0]["name"]))
-        combo = self._ui.baseModelCombo
-        was_blocked = combo.blockSignals(True)
-        combo.clear()
-        for entry in models:
-            combo.addItem(str(entry.get("title") or entry["name"]))
-        combo.blockSignals(was_blocked)
+        if len(models) > MANY and not self._ui.baseModelCombo.editable:
+            searchable(self._ui.baseModelCombo)
         self.refresh()
 
     def refresh(self) -> None:
         """Show the choice of the parameter node."""
-        entry = self.current()
-        combo = self._ui.baseModelCombo
-        was_blocked = combo.blockSignals(True)
-        combo.setCurrentIndex(self._panel.models.index(entry) if entry is not None else -1)
-        combo.blockSignals(was_blocked)
-        summary = _in_words(entry) if entry else " ".join(self.problems()) or _("No base model was found.")
-        self._ui.baseModelSummary.setText("\n".join(filter(None, (summary, self._message))))
+        entry, models = self.current(), self._panel.models
+        titles = [str(one.get("title") or one["name"]) for one in models]
+        offer(self._ui.baseModelCombo, titles, models.index(entry) if entry is not None else -1)
+        summary = in_words(entry) if entry else " ".join(self.problems())
+        # Where the engine does not work, the notice above the tabs says so for all.
+        message = "" if self._panel.engine_problems() else self._message
+        say(
+            self._ui.baseModelSummary,
+            message if message and not models else "\n".join(filter(None, (summary, message))),
+        )
+        self._ui.baseModelSummary.setToolTip(", ".join(map(str, (entry or {}).get("structures") or ())))
         on_disk = entry is not None and bool(entry["on_disk"])
         self._ui.fetchModelButton.setVisible(entry is not None and not on_disk)
-        own = entry is not None and entry["origin"] in ("downloaded", "added")
-        self._ui.removeBundleButton.setEnabled(on_disk and own)
-        if entry is None or entry["name"] != self._shown_details:
-            self._ui.baseModelDetails.setPlainText("")
-            self._shown_details = ""
-            self._on_details()
+
+    def add(self) -> None:
+        """Ask for a folder or zip file, and add the model in it."""
+        box = qt.QMessageBox()
+        box.setWindowTitle(_("Add a base model"))
+        box.setText(_("Is the model a folder, or a zip file?"))
+        as_folder = box.addButton(_("Folder..."), qt.QMessageBox.AcceptRole)
+        as_file = box.addButton(_("Zip file..."), qt.QMessageBox.AcceptRole)
+        box.addButton(qt.QMessageBox.Cancel)
+        box.exec_()
+        if box.clickedButton() == as_folder:
+            path = qt.QFileDialog.getExistingDirectory(self._ui.addBundleButton, _("Choose the model's folder"))
+        elif box.clickedButton() == as_file:
+            path = qt.QFileDialog.getOpenFileName(
+                self._ui.addBundleButton, _("Choose the model's file"), "", _("Model (*.zip)")
+            )
+        else:
+            return
+        if path:
+            self.say(_("Reading the model..."))
+            # However large the model is, and however slow the drive.
+            self._panel.query("models", "add", path, on_answer=self._changed, on_error=self.failed, timeout_s=None)
 
     def _on_chosen(self, index: int) -> None:
         if 0 <= index < len(self._panel.models):
-            self._panel.parameters.set("base", str(self._panel.models[index]["name"]))
-            self._message = ""
-            self._panel.refresh()
+            self.choose(str(self._panel.models[index]["name"]))
 
-    def _on_add(self) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self._ui.addBundleButton, _("Choose the folder of a MONAI bundle"))
-        if folder:
-            self.say(_("Reading the bundle..."))
-            # However large the bundle is, and however slow the drive.
-            self._panel.query("models", "add", folder, on_answer=self._changed, on_error=self._failed, timeout_s=None)
-
-    def _on_remove(self) -> None:
-        entry = self.current()
-        if entry is None:
-            return
-        question = _("Delete the base model '{name}' from this computer?").format(name=entry["name"])
-        if slicer.util.confirmOkCancelDisplay(question):
-            name = str(entry["name"])
-            self._panel.query("models", "remove", name, on_answer=self._removed, on_error=self._failed)
+    def choose(self, name: str) -> None:
+        """Choose a model."""
+        self._panel.parameters.set("base", name)
+        self._message = ""
+        self._panel.refresh_later()
 
     def _on_fetch(self) -> None:
         entry = self.current()
@@ -104,7 +115,7 @@ class BaseModelSection:
             self._panel.query(
                 *("models", "fetch", name),
                 on_answer=self._changed,
-                on_error=self._failed,
+                on_error=self.failed,
                 on_event=self._on_fetched,
                 timeout_s=None,
             )
@@ -114,88 +125,56 @@ class BaseModelSection:
             part = int(100 * event["step"] / max(event["total"], 1))
             self.say(_("Downloading... {part} %").format(part=part))
 
-    def _on_details(self, _open: bool = True) -> None:
-        entry = self.current()
-        if self._ui.baseModelDetailsGroup.collapsed or entry is None or not entry["on_disk"] or self._shown_details:
-            return
-        self._shown_details = str(entry["name"])
-        self._ui.baseModelDetails.setPlainText(_("Reading the model..."))
-        self._panel.query(
-            "models", "show", self._shown_details, on_answer=self._show_details, on_error=self._no_details
-        )
-
-    def _show_details(self, description: Mapping[str, Any]) -> None:
-        if description["name"] != self._shown_details:
-            return  # another model has been chosen meanwhile
-        self._ui.baseModelDetails.setPlainText(_details(description))
-
-    def _no_details(self, error: UserError) -> None:
-        self._ui.baseModelDetails.setPlainText(str(error))
-
-    def _removed(self, answer: Mapping[str, Any]) -> None:
-        if self._panel.parameters.get("base") == answer["removed"]:
-            self._panel.parameters.set("base", "")
-        self._changed(answer)
-
-    def _changed(self, answer: Mapping[str, Any]) -> None:
+    def _changed(self, _answer: Mapping[str, Any]) -> None:
         self._ui.fetchModelButton.setEnabled(True)
         self._panel.reload_models()
 
-    def _failed(self, error: UserError) -> None:
+    def failed(self, error: UserError) -> None:
+        """Say what went wrong."""
         self._ui.fetchModelButton.setEnabled(True)
         self.say(str(error))
 
     def say(self, text: str) -> None:
-        """Tell something below the summary until another model is chosen or the list is there anew."""
+        """Say something below the summary until another model is chosen or the list is there again."""
         self._message = text
         self.refresh()
 
 
-def _in_words(entry: Mapping[str, Any]) -> str:
-    """Modality, structures, licence, size and where it is, on a few lines."""
+def in_words(entry: Mapping[str, Any]) -> str:
+    """Describe a model on two lines: its structures; then modality, kind, network, size, license and where it is."""
     size = entry.get("size")
-    where = {
+    names = [str(name) for name in entry.get("structures") or ()]
+    parts = (
+        str(entry.get("modality") or ""),
+        _channels(entry.get("channels") or ()),
+        str(entry.get("network") or entry.get("kind") or ""),
+        f"{size / 1e6:.0f} MB" if size else "",
+        _("license {license}").format(license=entry["licence"]) if entry.get("licence") else "",
+        where(entry),
+    )
+    return "\n".join([_("Segments {structures}.").format(structures=listed(names)), ", ".join(filter(None, parts))])
+
+
+def where(entry: Mapping[str, Any]) -> str:
+    """Say where a model is."""
+    origin = str(entry.get("origin", ""))
+    known = {
         "shipped": _("comes with this extension"),
         "downloaded": _("on this computer") if entry["on_disk"] else _("to be downloaded"),
-        "added": _("your own bundle"),
-    }[entry["origin"]]
-    lines = [
-        _("Segments {structures}.").format(structures=", ".join(map(str, entry.get("structures", ()))) or "?"),
-        ", ".join(
-            filter(
-                None,
-                (
-                    str(entry.get("modality", "")),
-                    str(entry.get("network", "")),
-                    f"{size / 1e6:.0f} MB" if size else "",
-                    _("licence {licence}").format(licence=entry["licence"]) if entry.get("licence") else "",
-                    where,
-                ),
-            )
-        ),
-    ]
-    return "\n".join(lines)
+        "added": _("added by you"),
+        "found": _("found on this computer"),
+    }
+    return known.get(origin, origin)
 
 
-def _details(description: Mapping[str, Any]) -> str:
-    preprocessing = description["preprocessing"]
-    lines = [
-        str(description["description"]),
-        _("Version {version}, licence {licence}").format(
-            version=description["version"] or "?", licence=description["licence"] or "?"
-        ),
-        _("Structures: {names}").format(names=", ".join(description["structures"])),
-        _("Network: {name}, {numbers:,} numbers").format(name=description["network"], numbers=description["numbers"]),
-        _("Voxels: {spacing} mm; window: {window}").format(
-            spacing=" x ".join(f"{value:g}" for value in preprocessing.get("spacing") or ()) or "?",
-            window=" x ".join(str(value) for value in preprocessing["roi_size"]),
-        ),
-        _("Stacks of equal layers that can be adapted: {number}").format(number=len(description["stacks"])),
-    ]
-    for method, counts in description["trained"].items():
-        if "total" in counts:
-            lines.append(
-                _("Trained by the method {method}: {number:,} numbers").format(method=method, number=counts["total"])
-            )
-    lines.append(f"SHA-256: {description['sha256']}")
-    return "\n".join(filter(None, lines))
+def listed(names: Sequence[str]) -> str:
+    """Name a few, and count the others."""
+    if len(names) <= LISTED + 1:
+        return ", ".join(names) or "?"
+    return _("{names} and {count} more").format(names=", ".join(names[:LISTED]), count=len(names) - LISTED)
+
+
+def _channels(channels: Sequence[Any]) -> str:
+    if len(channels) < 2:
+        return ""
+    return _("{count} input channels ({names})").format(count=len(channels), names=", ".join(map(str, channels)))

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
+from TCurLoraSegmentLib.bug_report import compose
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.installation import InstallPlan, install, plan_installation
 from TCurLoraSegmentLib.query import Query
-from TCurLoraSegmentLib.widgets.tables import fill
+from TCurLoraSegmentLib.widgets.labels import say
+from TCurLoraSegmentLib.widgets.tables import fill, prepare
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
@@ -31,6 +34,9 @@ class EnvironmentSection:
         self._query: Query | None = None
         self._installing = False
         self._failure = ""
+        self._items: list[Mapping[str, Any]] = []
+        prepare(ui.environmentTable, (2,))
+        ui.bugReportButton.connect("clicked()", self._on_bug_report)
         ui.noticeFrame.setVisible(False)
         ui.pythonPath.currentPath = str(slicer.app.userSettings().value(PYTHON_SETTING) or "")
         ui.noticeButton.connect("clicked()", self._on_notice)
@@ -55,7 +61,7 @@ class EnvironmentSection:
         """Ask the engine what works here."""
         if self._query is not None:
             self._query.cancel()  # it may be another Python's, and answer last
-        self._ui.environmentSummary.setText(_("Looking..."))
+        say(self._ui.environmentSummary, _("Looking..."))
         self._ui.checkEnvironmentButton.setEnabled(False)
         self._query = self._panel.query("doctor", on_answer=self._answered, on_error=self._failed)
 
@@ -73,6 +79,7 @@ class EnvironmentSection:
         except UserError as error:
             self._failed(error)
             return
+        self._items = list(items)
         rows = [["" if item["ok"] else "!", item["name"], item["value"]] for item in items]
         fill(self._ui.environmentTable, rows, [item["remedy"] for item in items])
         self._panel.devices = ["auto"] + [
@@ -86,11 +93,17 @@ class EnvironmentSection:
     def _failed(self, error: UserError) -> None:
         self._failure = str(error)
         self._plan = None
+        self._items = []  # they are those of another Python
+        fill(self._ui.environmentTable, [])
+        for label in (self._ui.adaptersMessage, self._ui.modelsMessage):
+            say(label, "")  # the notice says it for all
+        self._panel.devices = ["auto"]
+        self._panel.adapt_section.devices_changed()
         self._show(self._failure)
 
     def _show(self, text: str) -> None:
         ui = self._ui
-        ui.environmentSummary.setText(text)
+        say(ui.environmentSummary, text)
         self._refresh_buttons()
         problems = self.problems()
         ui.noticeFrame.setVisible(bool(problems))
@@ -98,9 +111,9 @@ class EnvironmentSection:
         self._panel.refresh()
 
     def _on_notice(self) -> None:
+        self._panel.show_tab("modelsTab")
         self._ui.environmentSection.collapsed = False
-        for name in ("baseModelSection", "casesSection", "adaptSection", "segmentSection"):
-            getattr(self._ui, name).collapsed = True
+        self._panel.bring_into_view(self._ui.environmentSection)
 
     def _on_install(self) -> None:
         # Slicer handles events while pip runs, so that the panel can be used meanwhile.
@@ -113,7 +126,7 @@ class EnvironmentSection:
         try:
             done = install(self._plan, self._agreed, Path(wheels) if wheels else None)
         except UserError as error:
-            self._ui.environmentSummary.setText(str(error))
+            say(self._ui.environmentSummary, str(error))
             return
         finally:
             self._panel.warm.end()
@@ -121,12 +134,12 @@ class EnvironmentSection:
         if done:
             self.check()
         else:
-            self._ui.environmentSummary.setText(before)
+            say(self._ui.environmentSummary, before)
 
     def _agreed(self, text: str) -> bool:
         agreed = bool(slicer.util.confirmOkCancelDisplay(text))
         if agreed:
-            self._ui.environmentSummary.setText(_("Installing... This can take many minutes."))
+            say(self._ui.environmentSummary, _("Installing... This can take many minutes."))
         return agreed
 
     def _show_installing(self, installing: bool) -> None:
@@ -138,3 +151,12 @@ class EnvironmentSection:
         slicer.app.userSettings().setValue(PYTHON_SETTING, path)
         self._panel.warm.end()
         self._panel.reload()
+
+    def _on_bug_report(self) -> None:
+        version = f"{slicer.app.applicationVersion}" if hasattr(slicer.app, "applicationVersion") else "?"
+        names = [node.GetName() or "" for node in slicer.util.getNodesByClass("vtkMRMLStorableNode")]
+        names += [str(entry["name"]) for entry in self._panel.adapters]
+        names += [str(self._panel.parameters.get("name")), *self._panel.cases_section.people()]
+        text = compose(version, self._items, self._panel.adapt_section.log_text(), names)
+        qt.QApplication.clipboard().setText(text)
+        say(self._ui.environmentSummary, _("Copied. Read it before you send it to anybody."))

@@ -10,7 +10,8 @@ from slicer.i18n import tr as _
 
 WIDTH, HEIGHT, MARGIN = 380, 130, 8
 WORDS = 18  # height of the line of words below
-SPLIT = 250  # the loss is left of it, the Dice right of it
+SPLIT = 230  # the loss is left of it, the Dice right of it
+LEGEND = 50  # width of the names beside the dots
 MAXIMUM_POINTS = 400
 BASE, ADAPTED, EARLIER, NOW = (150, 150, 150), (40, 140, 60), (195, 205, 230), (40, 90, 180)
 
@@ -27,6 +28,7 @@ class LivePlot:
 
     def __init__(self, label: qt.QLabel) -> None:
         self._label = label
+        self._legend = {"base": _("base"), "adapted": _("adapted")}
         self.clear()
 
     def clear(self) -> None:
@@ -101,10 +103,12 @@ class LivePlot:
                 continue
             means.append(f"{sum(dice) / len(dice):.2f}")
             painter.setPen(qt.QColor(*color))
-            places = [SPLIT + (WIDTH - SPLIT) * (n + 1) / (len(dice) + 1) for n in range(len(dice))]
+            left = SPLIT + LEGEND
+            places = [left + (WIDTH - left) * (n + 1) / (len(dice) + 1) for n in range(len(dice))]
             self._line(painter, places, dice, low, 1.0)
             for x, value in zip(places, dice, strict=True):
                 painter.fillRect(int(x) - 3, self._y(value, low, 1.0) - 3, 6, 6, qt.QColor(*color))
+            painter.drawText(SPLIT + MARGIN, MARGIN + WORDS * len(means), self._legend[model])
         painter.setPen(text)
         painter.drawText(SPLIT + MARGIN, HEIGHT - MARGIN, _("Dice {values}").format(values=" \u2192 ".join(means)))
 

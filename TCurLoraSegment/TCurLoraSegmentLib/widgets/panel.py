@@ -20,12 +20,21 @@ from TCurLoraSegmentLib.widgets.adapters_section import AdaptersSection
 from TCurLoraSegmentLib.widgets.base_model_section import BaseModelSection
 from TCurLoraSegmentLib.widgets.cases_section import CasesSection
 from TCurLoraSegmentLib.widgets.environment_section import PYTHON_SETTING, EnvironmentSection
+from TCurLoraSegmentLib.widgets.labels import say
+from TCurLoraSegmentLib.widgets.models_section import ModelsSection
 from TCurLoraSegmentLib.widgets.pump import Pump, Work
 from TCurLoraSegmentLib.widgets.result_section import ResultSection
+from TCurLoraSegmentLib.widgets.sample_patients import SamplePatients
 from TCurLoraSegmentLib.widgets.segment_section import SegmentSection
+from TCurLoraSegmentLib.widgets.structures_section import StructuresSection
 
-MARK_WIDTH = 28
-SECTIONS = ("baseModelSection", "casesSection", "adaptSection", "resultSection", "segmentSection", "adaptersSection")
+SECTIONS = (
+    *("casesSection", "adaptSection", "resultSection", "adaptersSection", "modelsSection", "environmentSection"),
+    *("advancedGroup", "logGroup", "moreScansGroup"),
+)
+TABS = ("adaptTab", "segmentTab", "modelsTab")
+KEYS = (("Alt+PgDown", 1), ("Alt+PgUp", -1))
+"""Keys that show the next case, and the one before."""
 
 
 class Panel:
@@ -57,24 +66,63 @@ class Panel:
         self._shown = False
         self._refreshing = False
         self._refresh_is_due = False
+        self._closed = False
         self.base_model_section = BaseModelSection(self)
         self.cases_section = CasesSection(self)
+        self.structures_section = StructuresSection(self)
         self.adapt_section = AdaptSection(self)
         self.result_section = ResultSection(self)
         self.segment_section = SegmentSection(self)
         self.adapters_section = AdaptersSection(self)
+        self.models_section = ModelsSection(self)
         self.environment_section = EnvironmentSection(self)
+        self.sample_patients = SamplePatients(self)
         self.adapt_section.devices_changed()
         for name in SECTIONS:
             # What was hidden while its section was closed would appear when it is opened.
-            getattr(ui, name).connect("contentsCollapsed(bool)", lambda _collapsed: self.refresh_later())
-        for table in (ui.casesTable, ui.environmentTable):
-            table.setColumnWidth(0, MARK_WIDTH)
+            signal = "toggled(bool)" if name.endswith("Group") else "contentsCollapsed(bool)"
+            getattr(ui, name).connect(signal, lambda _on: self.refresh_later())
+        ui.tabs.connect("currentChanged(int)", self._on_tab)
+        self._on_tab(ui.tabs.currentIndex)
+        self._shortcuts = [self._shortcut(key, by) for key, by in KEYS]
         self.refresh()
+
+    def _shortcut(self, key: str, by: int) -> qt.QShortcut:
+        shortcut = qt.QShortcut(qt.QKeySequence(key), self.ui.tabs)
+        shortcut.setContext(qt.Qt.ApplicationShortcut)  # the views have the focus while one looks at cases
+        shortcut.setEnabled(False)
+        shortcut.connect("activated()", lambda: self.cases_section.step(by))
+        return shortcut
+
+    def _on_tab(self, current: int) -> None:
+        """Let only the tab that is shown say how high the panel is."""
+        for number, name in enumerate(TABS):
+            vertical = qt.QSizePolicy.Preferred if number == current else qt.QSizePolicy.Ignored
+            getattr(self.ui, name).setSizePolicy(qt.QSizePolicy.Preferred, vertical)
+        self.ui.tabs.updateGeometry()
+        self.refresh_later()
+
+    def show_tab(self, name: str) -> None:
+        """Show a tab."""
+        self.ui.tabs.setCurrentIndex(TABS.index(name))
+
+    def bring_into_view(self, widget: qt.QWidget) -> None:
+        """Scroll Slicer's panel so that a widget is seen, once it has its place."""
+        if not self._closed:
+            qt.QTimer.singleShot(0, lambda: self._scroll_to(widget))
+
+    def _scroll_to(self, widget: qt.QWidget) -> None:
+        parent = None if self._closed else widget.parentWidget()
+        while parent is not None:
+            if parent.inherits("QScrollArea"):
+                parent.ensureWidgetVisible(widget)
+            parent = parent.parentWidget()
 
     def enter(self) -> None:
         """The panel is shown: ask the engine what there is, the first time."""
         self._shown = True
+        for shortcut in self._shortcuts:
+            shortcut.setEnabled(True)
         if not self._asked:
             self._asked = True
             self.reload()
@@ -85,6 +133,8 @@ class Panel:
     def exit(self) -> None:
         """The panel is hidden; what runs goes on."""
         self._shown = False
+        for shortcut in self._shortcuts:
+            shortcut.setEnabled(False)
 
     def nodes_changed(self) -> None:
         """Nodes came or went: they are shown now, or when the panel is shown again."""
@@ -92,7 +142,7 @@ class Panel:
             self.refresh_later()
 
     def reload(self) -> None:
-        """Ask the engine anew for everything that the panel shows."""
+        """Ask the engine again for everything that the panel shows."""
         self.reload_models()
         self.reload_adapters()
         self.environment_section.check()
@@ -107,12 +157,17 @@ class Panel:
     def scene_closed(self) -> None:
         """Forget nodes of the scene that is gone; what runs goes on."""
         self.cases_section.scene_closed()
+        self.structures_section.clear()
+        self.sample_patients.scene_closed()
         self.segment_section.scene_closed()
         self.adapt_section.scene_closed()
         self.result_section.clear()
 
     def close(self) -> None:
         """The panel goes away: end everything that runs. An adaptation can be resumed later."""
+        if self._closed:
+            return
+        self._closed = True
         for query in self._queries:
             query.cancel()
         self.adapt_section.kill()
@@ -122,11 +177,18 @@ class Panel:
 
     def refresh(self) -> None:
         """Show the parameter node in all sections."""
-        if self._refreshing:
+        if self._refreshing or self._closed:
             return
         self._refreshing = True
         try:
-            for section in (self.base_model_section, self.cases_section, self.adapt_section, self.segment_section):
+            for section in (
+                self.base_model_section,
+                self.structures_section,
+                self.cases_section,
+                self.adapt_section,
+                self.result_section,
+                self.segment_section,
+            ):
                 section.refresh()
         finally:
             self._refreshing = False
@@ -139,7 +201,7 @@ class Panel:
 
     def _refresh_now(self) -> None:
         self._refresh_is_due = False
-        self.refresh()
+        self.refresh()  # which does nothing where the panel, and its widgets, are gone
 
     def engine(self) -> Engine:
         """How the engine is started.
@@ -211,11 +273,13 @@ class Panel:
     def _models_listed(self, models: list[Mapping[str, Any]]) -> None:
         self.models = models
         self.base_model_section.models_changed()
+        self.models_section.models_changed()
         self.segment_section.models_changed()
         self.refresh()
 
     def _no_models(self, error: UserError) -> None:
         self.segment_section.models_changed()
+        self._say_unlisted(self.ui.modelsMessage, error)
         self.base_model_section.say(str(error))
         self.refresh()
 
@@ -227,5 +291,9 @@ class Panel:
 
     def _no_adapters(self, error: UserError) -> None:
         self.segment_section.models_changed()
-        self.ui.adaptersMessage.setText(str(error))
+        self._say_unlisted(self.ui.adaptersMessage, error)
         self.refresh()
+
+    def _say_unlisted(self, label: qt.QLabel, error: UserError) -> None:
+        """Say why there is no list, unless the notice above the tabs says it for all."""
+        say(label, "" if self.engine_problems() else str(error))

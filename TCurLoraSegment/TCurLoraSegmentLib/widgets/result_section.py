@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import slicer
 from slicer.i18n import tr as _
 
-from TCurLoraSegmentLib.result_nodes import ReportNodes, comparison_rows, report_nodes
-from TCurLoraSegmentLib.widgets.tables import fill
+from TCurLoraSegmentLib.result_nodes import case_ticks, comparison_rows, report_nodes, rows_of_table, summary_of
+from TCurLoraSegmentLib.widgets.labels import say
+from TCurLoraSegmentLib.widgets.plot_ticks import PlotTicks
+from TCurLoraSegmentLib.widgets.tables import fill, prepare
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
+
+CASE, STRUCTURE = 0, 1
 
 
 class ResultSection:
@@ -21,18 +25,20 @@ class ResultSection:
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
         self._ui = ui = panel.ui
-        self._nodes: ReportNodes | None = None
+        self._shown = ""
+        self._ticks = PlotTicks()
+        prepare(ui.resultTable, (CASE,))
         ui.showTableButton.connect("clicked()", self._on_show_table)
         ui.showPlotButton.connect("clicked()", self._on_show_plot)
+        ui.resultTable.connect("cellDoubleClicked(int,int)", self._on_double_click)
         self.clear()
 
     def clear(self) -> None:
         """Show that there is no result."""
-        self._nodes = None
-        self._ui.resultSummary.setText(_("The comparison of base and adapter appears here."))
-        fill(self._ui.resultTable, [])
-        self._ui.showTableButton.setEnabled(False)
-        self._ui.showPlotButton.setEnabled(False)
+        self._shown = ""
+        self._ticks.forget()
+        say(self._ui.resultSummary, _("The comparison of base and adapter appears here."))
+        self._fill([])
 
     def show(self, report: Mapping[str, Any], name: str, case_names: Mapping[str, str], add_nodes: bool) -> None:
         """Show a report, and add its table and plot to the scene.
@@ -43,28 +49,51 @@ class ResultSection:
             case_names: names of volumes by the numbers under which the report lists them.
             add_nodes: whether the scene is still that of the volumes, so that table and plot belong there.
         """
-        self._ui.resultSummary.setText(str(report["summary"]))
-        self._ui.resultSection.collapsed = False
+        say(self._ui.resultSummary, str(report["summary"]))
         validation = report.get("cross_validation")
-        self._nodes = report_nodes(report, name, case_names) if validation and add_nodes else None
-        fill(self._ui.resultTable, _texts(validation, case_names) if validation else [])
-        self._ui.resultTable.resizeColumnsToContents()
-        self._ui.showTableButton.setEnabled(self._nodes is not None)
-        self._ui.showPlotButton.setEnabled(self._nodes is not None)
+        nodes = report_nodes(report, name, case_names) if validation and add_nodes else None
+        self._panel.parameters.set_node("report_table", nodes.table if nodes else None)
+        self._panel.parameters.set_node("report_chart", nodes.chart if nodes else None)
+        self._shown = nodes.table.GetID() if nodes else ""
+        self._fill(_texts(validation, case_names) if validation else [])
+        self._ui.resultSection.collapsed = False
+        self._panel.bring_into_view(self._ui.resultSection)
+
+    def refresh(self) -> None:
+        """Show what the scene holds of a result, also of one that it was saved with."""
+        table, chart = (self._panel.parameters.get_node(f"report_{what}") for what in ("table", "chart"))
+        if table is not None and table.GetID() != self._shown:
+            self._shown = table.GetID()
+            say(self._ui.resultSummary, summary_of(table))
+            self._fill(rows_of_table(table))
+        self._ui.showTableButton.setEnabled(table is not None)
+        self._ui.showPlotButton.setEnabled(chart is not None)
+
+    def _fill(self, rows: list[list[str]]) -> None:
+        fill(self._ui.resultTable, rows)
+        one_structure = len({row[STRUCTURE] for row in rows}) < 2
+        self._ui.resultTable.setColumnHidden(STRUCTURE, one_structure)
 
     def _on_show_table(self) -> None:
-        if self._nodes is not None:
-            _show(self._nodes.table, "SetActiveTableID", "PropagateTableSelection", "FourUpTableView")
+        table = self._panel.parameters.get_node("report_table")
+        if table is not None:
+            _show(table, "SetActiveTableID", "PropagateTableSelection", "FourUpTableView")
 
     def _on_show_plot(self) -> None:
-        if self._nodes is not None:
-            _show(self._nodes.chart, "SetActivePlotChartID", "PropagatePlotChartSelection", "FourUpPlotView")
+        chart, table = (self._panel.parameters.get_node(f"report_{what}") for what in ("chart", "table"))
+        if chart is not None:
+            _show(chart, "SetActivePlotChartID", "PropagatePlotChartSelection", "FourUpPlotView")
+            if table is not None:
+                self._ticks.show(chart, case_ticks(table))
+
+    def _on_double_click(self, row: int, _column: int) -> None:
+        item = self._ui.resultTable.item(row, CASE)
+        if item is not None:
+            self._panel.cases_section.show_volume(str(item.text()))
 
 
 def _show(node: slicer.vtkMRMLNode, activate: str, propagate: str, layout: str) -> None:
     """Show a node in a layout that has a view for it; without a layout, as in a hidden main window, it is selected."""
-    if slicer.mrmlScene.GetNodeByID(node.GetID()) is None:
-        return
     manager = slicer.app.layoutManager()
     if manager is not None:
         manager.setLayout(getattr(slicer.vtkMRMLLayoutNode, f"SlicerLayout{layout}"))

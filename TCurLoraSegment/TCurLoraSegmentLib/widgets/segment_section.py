@@ -11,9 +11,18 @@ from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
 from TCurLoraSegmentLib.requests import SegmentSettings
-from TCurLoraSegmentLib.scene_cases import CasePair, accept_labels
+from TCurLoraSegmentLib.scene_cases import (
+    CasePair,
+    accept_labels,
+    is_uncorrected,
+    results,
+    structures_of,
+    volume_of_result,
+)
+from TCurLoraSegmentLib.scene_labels import normalized
 from TCurLoraSegmentLib.segment_task import Segmented, SegmentTask
-from TCurLoraSegmentLib.widgets.tables import fill, is_checked, set_checked
+from TCurLoraSegmentLib.widgets.labels import offer, quietly, say
+from TCurLoraSegmentLib.widgets.tables import fill, is_checked, prepare, set_checked
 from TCurLoraSegmentLib.widgets.waiting import waiting
 
 if TYPE_CHECKING:
@@ -35,10 +44,13 @@ class SegmentSection:
         self._panel = panel
         self._ui = ui = panel.ui
         self._task: SegmentTask | None = None
-        self._result: tuple[str, str] | None = None
+        self._results: list[str] = []
+        self._result = ""
         self._models: list[_Model] = []
         self._scans: list[str] = []
         self._filling = False
+        prepare(ui.scansTable, (0,))
+        ui.resultCombo.connect("currentIndexChanged(int)", self._on_result)
         ui.modelCombo.connect("currentIndexChanged(int)", self._on_model)
         # Not currentNodeChanged: a selector takes another node by itself when its own is deleted, or a scene is read.
         ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", lambda node: self._on_node("input", node))
@@ -64,9 +76,16 @@ class SegmentSection:
 
     def scene_closed(self) -> None:
         """Forget nodes of the scene that is gone."""
-        self._result = None
+        self._result = ""
         if self._task is not None:
             self._task.scene_closed()
+        else:
+            self._say("")
+
+    def title(self) -> str:
+        """The chosen model, as it is called in the panel."""
+        name = self._panel.parameters.get("model")
+        return next((model.title for model in self._models if model.name == name), str(name))
 
     def models_changed(self) -> None:
         """Offer the adapters and base models that there are now."""
@@ -76,11 +95,7 @@ class SegmentSection:
         self._models += [
             _Model(str(e["name"]), str(e.get("title") or e["name"]), _("{name} (base model as it is)")) for e in bases
         ]
-        combo = self._ui.modelCombo
-        was_blocked = combo.blockSignals(True)
-        combo.clear()
-        combo.addItems([model.shown.format(name=model.title) for model in self._models])
-        combo.blockSignals(was_blocked)
+        offer(self._ui.modelCombo, [model.shown.format(name=model.title) for model in self._models], -1)
         # What a scene was saved with stays chosen, also where it is not on this computer.
         if self._models and self._panel.listed and not self._panel.parameters.get("model"):
             self._panel.parameters.set("model", self._models[0].name)
@@ -97,19 +112,34 @@ class SegmentSection:
             (ui.labelmapCheck, "setChecked", parameters.get("as_labelmap")),
             (ui.uncertaintyCheck, "setChecked", parameters.get("uncertainty")),
         ):
-            was_blocked = widget.blockSignals(True)
-            getattr(widget, method)(value)
-            widget.blockSignals(was_blocked)
+            quietly(widget, method, value)
         self._refresh_scans()
-        missing = [_("A run is under way.")] if self.running else self._missing()
-        ui.segmentButton.setEnabled(not missing)
-        ui.segmentButton.setToolTip(
-            _("Still missing:\n{list}").format(list="\n".join(f"- {text}" for text in missing))
-            if missing
-            else _("Segment the chosen volumes; runs in the background")
-        )
+        missing = self._missing()
+        ui.segmentButton.setEnabled(not missing and not self.running)
+        if self.running:
+            tooltip = _("Not possible yet: a run is in progress.")
+        elif missing:
+            tooltip = _("Still missing:\n{list}").format(list="\n".join(f"- {text}" for text in missing))
+        else:
+            tooltip = _("Segment the chosen volumes; runs in the background")
+        ui.segmentButton.setToolTip(tooltip)
         ui.cancelSegmentButton.setEnabled(self.running)
         ui.segmentProgress.setVisible(self.running)
+        say(ui.segmentStatus, ui.segmentStatus.text)
+        self._refresh_results()
+
+    def _refresh_results(self) -> None:
+        """Offer what models have made in this scene, also in one that was loaded again."""
+        nodes, ui = results(), self._ui
+        self._results = [node.GetID() for node in nodes]
+        if self._result not in self._results:
+            self._result = self._results[-1] if self._results else ""
+        offer(
+            ui.resultCombo,
+            [node.GetName() for node in nodes],
+            self._results.index(self._result) if self._result else -1,
+        )
+        ui.afterFrame.setVisible(bool(nodes))
         result = self._result_nodes()
         is_segmentation = result is not None and bool(result[1].IsA("vtkMRMLSegmentationNode"))
         ui.show3DButton.setEnabled(is_segmentation)
@@ -138,8 +168,7 @@ class SegmentSection:
     def _settings(self) -> SegmentSettings:
         get = self._panel.parameters.get
         name = get("model")
-        title = next((model.title for model in self._models if model.name == name), name)
-        return SegmentSettings(name, title, self._panel.device(), get("uncertainty"), get("as_labelmap"))
+        return SegmentSettings(name, self.title(), self._panel.device(), get("uncertainty"), get("as_labelmap"))
 
     def _missing(self) -> list[str]:
         volumes, output = self._volumes(), self._panel.parameters.get_node("output")
@@ -171,6 +200,11 @@ class SegmentSection:
         nodes = filter(None, map(slicer.mrmlScene.GetNodeByID, chosen))
         self._panel.parameters.set_nodes("scans", list(nodes))
         self._panel.refresh_later()
+
+    def _on_result(self, index: int) -> None:
+        if 0 <= index < len(self._results):
+            self._result = self._results[index]
+            self._panel.refresh_later()
 
     def _on_segment(self) -> None:
         try:
@@ -207,10 +241,10 @@ class SegmentSection:
 
     def _on_finished(self, finished: Segmented) -> None:
         self._task = None
-        for volume_id, node in finished.nodes.items():
-            self._result = (volume_id, node.GetID())
+        for node in finished.nodes.values():
+            self._result = node.GetID()
         names = [node.GetName() for node in finished.nodes.values()]
-        done = [_("Made {names}.").format(names=", ".join(f"'{name}'" for name in names))] if names else []
+        done = [_("Created {names}.").format(names=", ".join(f"'{name}'" for name in names))] if names else []
         if finished.outcome.cancelled:
             done.append(_("Cancelled."))
             finished.messages.clear()
@@ -218,10 +252,8 @@ class SegmentSection:
         self._panel.refresh()
 
     def _result_nodes(self) -> tuple[slicer.vtkMRMLNode | None, slicer.vtkMRMLNode] | None:
-        if self._result is None:
-            return None
-        volume, node = (slicer.mrmlScene.GetNodeByID(node_id) for node_id in self._result)
-        return (volume, node) if node is not None else None
+        node = slicer.mrmlScene.GetNodeByID(self._result) if self._result else None
+        return (volume_of_result(node), node) if node is not None else None
 
     def _on_show_3d(self) -> None:
         result = self._result_nodes()
@@ -249,12 +281,43 @@ class SegmentSection:
         if result is None or result[0] is None:
             self._say(_("The volume of this result is gone."))
             return
+        if is_uncorrected(result[1]):
+            question = _(
+                "'{name}' was not corrected. As a labeled case it only repeats what the model finds anyway, and makes "
+                "the adapter look better than it is. Use it nevertheless?"
+            )
+            if not slicer.util.confirmYesNoDisplay(question.format(name=result[1].GetName())):
+                return
+        pair = CasePair(result[0].GetID(), result[1].GetID())
+        self._offer_to_join(pair)
         accept_labels(result[1])
-        self._panel.cases_section.add([CasePair(result[0].GetID(), result[1].GetID())])
-        self._say(_("'{name}' is among the labeled cases now.").format(name=result[0].GetName()))
+        self._panel.cases_section.add([pair])
+        self._say(_("Added '{name}' to the labeled cases.").format(name=result[0].GetName()))
+
+    def _offer_to_join(self, pair: CasePair) -> None:
+        """Ask whether parts that only this result has, such as a base model's, are the whole of the other cases."""
+        others = [structure.name for structure in self._panel.structures_section.structures]
+        mapping = self._panel.structures_section.mapping()
+        parts = [structure.name for structure in structures_of([pair], self._panel.structures_section.names())]
+        new = [part for part in parts if normalized(part) not in {normalized(other) for other in others}]
+        for whole in others:
+            words = set(normalized(whole).split())
+            belong = [
+                part
+                for part in new
+                if part in mapping.get(whole, ()) or (words and words < set(normalized(part).split()))
+            ]
+            if len(belong) < 2:
+                continue
+            question = _("This result has {parts}; your other cases have '{whole}'. Join them to '{whole}'?").format(
+                parts=", ".join(f"'{part}'" for part in belong), whole=whole
+            )
+            if slicer.util.confirmYesNoDisplay(question):
+                self._panel.structures_section.join(belong, whole)
+            return
 
     def _say(self, text: str) -> None:
-        self._ui.segmentStatus.setText(text)
+        say(self._ui.segmentStatus, text)
 
 
 def _has_surface(node: slicer.vtkMRMLSegmentationNode) -> bool:

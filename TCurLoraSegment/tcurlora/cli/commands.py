@@ -122,12 +122,43 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "say what works here: python, torch, device, memory, disk, models")
 
-    models = command("models", _models, "list, show, fetch, add or remove base models")
-    models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
-    models.add_argument("name", nargs="?", help="name of the model; for add: folder of a MONAI bundle")
+    models = command("models", _models, "list, show, fetch, add, import or remove base models")
+    models.add_argument("action", choices=("list", "show", "fetch", "add", "import", "remove"))
+    models.add_argument(
+        "name",
+        nargs="?",
+        help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net; "
+        "for import: a weights file",
+    )
+    models.add_argument("--name", dest="new_name", help="for add and import: name of the model here (default: its own)")
+    models.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="for fetch: you have read the licence of a model that may not be used for every purpose",
+    )
+    models.add_argument("--like", default="", help="for import: a base model of the same network, or a similar one")
+    models.add_argument("--network", default="", help="for import: class of the network, such as SwinUNETR")
+    models.add_argument("--arguments", default="", help="for import: arguments of the network (JSON, or a file of it)")
+    models.add_argument("--structures", default="", help="for import: names of the output channels, with commas")
+    models.add_argument("--regions", action="store_true", help="for import: the structures may overlap (sigmoid)")
+    models.add_argument("--inputs", default="", help="for import: names of the input channels, with commas")
+    models.add_argument("--spacing", default="", help="for import: voxel size in mm, such as 1.5,1.5,2, or none")
+    models.add_argument("--intensity", default="", help="for import: zscore, minmax, none, or a range such as -175,250")
+    models.add_argument("--window", default="", help="for import: size of the window in voxels, such as 96,96,96")
+    models.add_argument("--fold", default="", help="for add: folds of an nnU-Net to keep, such as 0,1,2 (default: 0)")
+    models.add_argument(
+        "--orientation",
+        default="",
+        help="for add: orientation of an nnU-Net's training data, such as RAS or LPS, which nnU-Net does not record; "
+        "'stored' takes scans as they are stored, as nnU-Net does",
+    )
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
+    check.add_argument(
+        "--guess", action="store_true", help="also segment a few cases, to guess what your structures are in the base"
+    )
+    check.add_argument("--device", default="auto", help="for --guess: auto, cpu, cuda, cuda:1, mps")
 
     adapt = command("adapt", _adapt, "adapt a base model to your labeled cases")
     _add_site(adapt)
@@ -154,6 +185,12 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument(
+        "--mirror", action="store_true", help="also mirror each window, as nnU-Net can; several times slower"
+    )
+    segment.add_argument(
+        "--fold", default="", help="of an nnU-Net: the fold to use, or several to average, such as 0,1,2 (default: 0)"
+    )
     segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
     segment.add_argument("--job", help="folder for request, log and result (default: none)")
 
@@ -201,13 +238,15 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
-    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
     demo.add_argument("--out", default="tcurlora-demo", help="folder for what it makes (default: tcurlora-demo)")
+    demo.add_argument("--patients", type=_positive, help="make only so many simulated patients, and stop")
+    demo.add_argument("--seed", type=_natural, default=0, help="of the patients, with --patients (default: 0)")
 
     serve = command("serve", _serve, "stay ready for requests, as JSON lines on stdin; for programs")
     serve.add_argument("--idle-minutes", type=_minutes, default=10.0, help="end after this time without a request")
@@ -242,6 +281,12 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
         metavar="SITE=BASE+BASE",
         help="which base structures one of yours consists of, or 'new'; may be given several times",
     )
+    parser.add_argument(
+        "--labels-complete",
+        action="store_true",
+        help="a voxel without a label holds none of the base's other structures either (default: they are kept as the "
+        "base segments them, because scans are seldom labeled with all of them)",
+    )
 
 
 def _doctor(options: argparse.Namespace, _events: EventSink) -> int:
@@ -258,10 +303,16 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
 
     if options.action == "list":
         rows = [
-            [entry["name"], entry.get("title", ""), ", ".join(entry.get("structures", ())), _where(entry)]
+            [
+                entry["name"],
+                entry.get("kind", ""),
+                entry.get("title", ""),
+                _in_short(entry.get("structures", ())),
+                _where(entry),
+            ]
             for entry in catalogue.list_models()
         ]
-        _print(options, catalogue.list_models(), _columns(["name", "title", "structures", "on disk"], rows))
+        _print(options, catalogue.list_models(), _columns(["name", "kind", "title", "structures", "on disk"], rows))
         return 0
     name = _required_name(options)
     if options.action == "show":
@@ -270,15 +321,41 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
         description = describe_base(name)
         _print(options, description, describe_base_in_words(description))
     elif options.action == "fetch":
-        _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
+        path = catalogue.fetch_model(name, events, options.accept_licence)
+        _print(options, {"path": str(path)}, f"Fetched '{name}'.")
+    elif options.action == "import":
+        _import_weights(options, Path(name))
     elif options.action == "add":
-        _print(
-            options, {"path": str(catalogue.add_model(Path(name), _require_loadable))}, f"Added '{Path(name).name}'."
+        from tcurlora.models.kinds import AddOptions
+        from tcurlora.models.opening import load_base_model
+
+        added = catalogue.add_model(
+            Path(name),
+            lambda folder: _require_loadable(folder, options.fold),
+            options.new_name,
+            AddOptions(options.fold, options.orientation),
         )
+        _print(options, {"path": str(added)}, "\n".join([f"Added '{added.name}'.", *load_base_model(added).notes]))
     else:
         catalogue.remove_model(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
     return 0
+
+
+def _import_weights(options: argparse.Namespace, weights: Path) -> None:
+    from dataclasses import fields
+
+    from tcurlora.models import catalogue
+    from tcurlora.models.bare_weights import Description, write_described
+
+    description = Description(**{field.name: getattr(options, field.name) for field in fields(Description)})
+    name = options.new_name or weights.stem
+    path = catalogue.make_model(name, lambda folder: write_described(weights, folder, description))
+    _print(options, {"path": str(path)}, f"Added '{name}'.")
+
+
+def _in_short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:6])}, ... ({len(names)})"
 
 
 def _check(options: argparse.Namespace, events: EventSink) -> int:
@@ -286,7 +363,14 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
     from tcurlora.training.target_site import check_site, open_site
 
-    site = open_site(options.base, options.data, options.labels, options.map, strict=False)
+    site = open_site(
+        options.base,
+        options.data,
+        options.labels,
+        options.map,
+        strict=False,
+        labels_complete=options.labels_complete,
+    )
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
@@ -298,7 +382,17 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
+        "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
+    if options.guess:
+        from tcurlora.runtime.devices import choose_device
+        from tcurlora.training.structure_guesses import guess_structures
+
+        guesses = guess_structures(site, choose_device(options.device), events)
+        report["guesses"] = [guess.to_dict() for guess in guesses]
+        for guess in guesses:
+            best = [f"{' + '.join(names)} (Dice {dice:.2f})" for names, dice in guess.candidates]
+            words.append(f"'{guess.structure}' lies where the base finds: {', '.join(best) or 'nothing'}.")
     _print(options, report, "\n".join(words))
     return InputError.exit_code if errors else 0
 
@@ -321,6 +415,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         name=options.name,
+        labels_complete=options.labels_complete,
     )
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
@@ -349,7 +444,14 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.runtime.job_folder import remove_job
 
     request = SegmentRequest(
-        options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
+        options.model,
+        tuple(options.input),
+        options.out,
+        options.base,
+        options.device,
+        options.uncertainty,
+        mirror=options.mirror,
+        fold=options.fold,
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:
@@ -368,7 +470,7 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.evaluation.reports import summary_table
     from tcurlora.imaging.structures import parse_labels
     from tcurlora.models.adapter_files import require_absent
-    from tcurlora.runtime.events import write_json
+    from tcurlora.runtime.json_files import write_json
 
     if options.out:
         require_absent(Path(options.out))
@@ -406,6 +508,7 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         device=options.device,
+        labels_complete=options.labels_complete,
     )
     result = run_compare(request, events)
     if not options.json:
@@ -454,11 +557,19 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
-    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    _print(options, {"path": options.out}, f"Merged model: {options.out}")
     return 0
 
 
 def _demo(options: argparse.Namespace, events: EventSink) -> int:
+    if options.patients:
+        from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
+
+        files = make_patients(Path(options.out), options.patients, options.seed)
+        _print(
+            options, {"folder": options.out, "files": files, "note": SIMULATION_NOTE}, f"Made {len(files)} patients."
+        )
+        return 0
     from tcurlora.demo.run import run_demo
 
     result = run_demo(Path(options.out), events)
@@ -480,11 +591,11 @@ def _serve(options: argparse.Namespace, _events: EventSink) -> int:
     return 0
 
 
-def _require_loadable(folder: Path) -> None:
+def _require_loadable(folder: Path, fold: str) -> None:
     """Open a base model and build its network, or raise what is wrong with it."""
     from tcurlora.models.opening import load_base_model
 
-    load_base_model(folder).build()
+    load_base_model(folder, fold).build()
 
 
 def _print(options: argparse.Namespace, content: Any, words: str) -> None:
@@ -492,9 +603,9 @@ def _print(options: argparse.Namespace, content: Any, words: str) -> None:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+    from tcurlora.runtime.plain_text import table
+
+    return table(header, rows, words=True) if rows else "None."
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 from tcurlora.cases.dataset import Case, check_cases, require_no_errors
 from tcurlora.errors import InputError
-from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.runtime.folder_lock import LOCK
+from tcurlora.runtime.job_folder import REQUEST, JobFolder
+from tcurlora.runtime.json_files import read_object
 from tcurlora.training.target_site import Site, check_site, fold_cases
 from tcurlora.training.trainer import TrainingSettings
 
@@ -47,6 +49,8 @@ class CompareRequest:
         labels: names of label values in `data` and `test`.
         mapping: site structures by base structures.
         device: `auto`, `cpu`, `cuda`, ...
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
@@ -68,6 +72,7 @@ class CompareRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     device: str = "auto"
+    labels_complete: bool = False
 
     def binding(self) -> dict[str, Any]:
         """What must stay the same when a comparison goes on, as JSON types; methods and seeds may be added."""
@@ -82,9 +87,9 @@ class CompareRequest:
         One that an earlier version began lacks later options, which then have their defaults.
         """
         try:
-            written = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["request"])
+            written = dict(read_object(folder / REQUEST)["request"])
             return cls(**{"out": str(folder), **written}), written
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
@@ -232,7 +237,8 @@ def require_usable_folder(out: Path) -> None:
     Raises:
         InputError: when it is so.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and CompareRequest.begun(out) is None)):
+    used = out.is_dir() and any(entry.name != LOCK for entry in out.iterdir())
+    if out.exists() and (not out.is_dir() or (used and CompareRequest.begun(out) is None)):
         raise InputError(f"'{out}' exists and is not the folder of a comparison.", "Choose another --out.", "exists")
     above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

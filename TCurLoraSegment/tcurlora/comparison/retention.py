@@ -11,8 +11,8 @@ import numpy as np
 from tcurlora.cases.dataset import Case, check_cases, find_cases, read_case_labels, read_structures
 from tcurlora.errors import InputError
 from tcurlora.evaluation.scores import Score, score_case
-from tcurlora.imaging.grids import label_array
 from tcurlora.imaging.images import read_image
+from tcurlora.imaging.label_layers import layers_of
 from tcurlora.imaging.structures import Structure, normalized, parse_labels
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.training.target_site import Site
@@ -40,12 +40,14 @@ class OwnData:
         for case in self.cases:
             image = read_image(case.image)
             predicted, _ = segmenter.segment(image)
-            labels = label_array(read_case_labels(case, self.structures))
-            truth = np.zeros(labels.shape, np.int32)
-            for name, values in self.joined.items():
-                truth[np.isin(labels, values)] = self.values[name]
+            labels = layers_of(read_case_labels(case, self.structures))
+            # A layer for each structure, because they may overlap.
+            truth = np.stack(
+                [np.isin(labels, values).any(0).T * self.values[name] for name, values in self.joined.items()]
+            )
+            found = np.stack([layer.T for layer in layers_of(predicted)])
             known = {name: self.values[name] for name in self.joined}
-            scores += score_case(case.name, label_array(predicted), truth, image.GetSpacing(), known)
+            scores += score_case(case.name, found, truth, image.GetSpacing(), known)
         return scores
 
 

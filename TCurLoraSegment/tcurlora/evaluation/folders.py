@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import declared_structures
+from tcurlora.cases.dataset import declared_structures, find_cases
 from tcurlora.errors import InputError
-from tcurlora.evaluation.scores import Score, score_case, summarize
+from tcurlora.evaluation.gain import summarize
+from tcurlora.evaluation.scores import Score, score_case
 from tcurlora.imaging.grids import geometry_difference, label_array
 from tcurlora.imaging.images import UNCERTAINTY, images_in, stem
 from tcurlora.imaging.segmentations import read_segmentation
@@ -27,7 +28,8 @@ def evaluate_folders(
 
     Structures are matched by the names in the files. A file without names takes them by label number from `declared`,
     from the dataset.json of the cases whose labels/ the truth is, or from the other file of its pair, and else calls
-    them `label 1`, `label 2`. What no truth file knows is not scored.
+    them `label 1`, `label 2`. What no truth file knows is not scored. Subjects come from the cases whose labels/ the
+    truth is; elsewhere every case is a subject of its own.
 
     Args:
         prediction: folder with the predicted segmentations.
@@ -77,18 +79,28 @@ def evaluate_folders(
     scores = [score for score in scores if normalized(score.structure) in known]
     return {
         "schema": 1,
-        "summary": summarize(scores),
+        "summary": summarize(scores, _subjects(truth)),
         "cases": [asdict(score) for score in scores],
         "problems": problems,
     }
+
+
+def _subjects(truth: Path) -> dict[str, str]:
+    """Return whose scan each case is, as far as the folder above says it."""
+    if truth.name != "labels":
+        return {}
+    try:
+        return {case.name: case.subject for case in find_cases(truth.parent).cases}
+    except InputError:
+        return {}  # labels without scans can be evaluated too
 
 
 def _score_files(
     case: str, prediction: Path, truth: Path, declared: Sequence[Structure]
 ) -> tuple[list[Score], set[str]]:
     """Score one pair of files; also say which structures the truth knows, by normalized name."""
-    predicted_image, predicted_structures = read_segmentation(prediction)
-    truth_image, truth_structures = read_segmentation(truth)
+    predicted_image, predicted_structures = read_segmentation(prediction, overlaps=True)
+    truth_image, truth_structures = read_segmentation(truth, overlaps=True)
     difference = geometry_difference(predicted_image, truth_image)
     if difference:
         raise InputError(

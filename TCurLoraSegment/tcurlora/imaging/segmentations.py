@@ -25,6 +25,7 @@ from tcurlora.imaging.images import (
     without_metadata,
     write_whole,
 )
+from tcurlora.imaging.label_layers import flattened, has_overlaps, layered_image, layers_of
 from tcurlora.imaging.structures import Structure, is_background, require_distinct
 from tcurlora.runtime.atomic_files import whole_file
 
@@ -32,27 +33,31 @@ BACKGROUND_LINE = "0 Background 0 0 0 0"
 STRUCTURE_COMMENT = "# structure: "
 
 
-def read_segmentation(path: Path) -> tuple[sitk.Image, list[Structure]]:
+def read_segmentation(path: Path, overlaps: bool = False) -> tuple[sitk.Image, list[Structure]]:
     """Read a label map and the structures that its file, or the color table beside it, names.
 
     Names come from the segments of a .seg.nrrd, or from `NAME.ctbl` beside `NAME.nii.gz` and other formats. Segments
     in several layers are merged into one label map; where two layers use one number, the later one gets a free number.
     What a file calls background becomes background.
 
+    Args:
+        path: the file.
+        overlaps: whether segments may overlap. Where they do, the labels have several layers (see `label_layers`).
+
     Returns:
         The labels as unsigned 16 bit (32 bit signed where a value needs it), and the named structures, which are none
         where the file has no names.
 
     Raises:
-        InputError: as `read_image`; or when values are not whole numbers from 0 on, segments overlap, or two
-            structures share a name.
+        InputError: as `read_image`; or when values are not whole numbers from 0 on, segments overlap and must not, or
+            two structures share a name.
     """
     path = Path(path)
     image = read_image(path)
     segments = _header_segments(image)
     voxels = sitk.GetArrayViewFromImage(image)
     if segments:
-        labels, structures = _merge_layers(voxels.reshape((*voxels.shape[:3], -1)), segments, path)
+        layers, structures = _merge_layers(voxels.reshape((*voxels.shape[:3], -1)), segments, path, overlaps)
     elif voxels.ndim > 3:
         raise InputError(
             f"The segmentation {path} has {voxels.shape[3]} values in each voxel and no segment names.",
@@ -65,18 +70,20 @@ def read_segmentation(path: Path) -> tuple[sitk.Image, list[Structure]]:
         for nothing in (structure for structure in structures if is_background(structure.name)):
             labels[labels == nothing.value] = 0
         structures = [structure for structure in structures if not is_background(structure.name)]
+        layers = [labels]
     require_distinct(structures, str(path))
-    return _label_image(labels, image), structures
+    return _label_image(layers, image), structures
 
 
 def write_segmentation(labels: sitk.Image, structures: Sequence[Structure], path: Path) -> None:
     """Write a label map with the names, colors and terminology of its structures.
 
-    A .seg.nrrd opens in 3D Slicer as a segmentation. Beside any other format goes a Slicer color table, `NAME.ctbl`.
+    A .seg.nrrd opens in 3D Slicer as a segmentation, and keeps overlaps. Beside any other format goes a Slicer color
+    table, `NAME.ctbl`; where structures overlap, they are written to it in their order, later ones over earlier ones.
     Structures without a color get one that depends on their value only.
 
     Args:
-        labels: integer labels, 0 is the background.
+        labels: integer labels, 0 is the background; several layers where structures overlap (see `label_layers`).
         structures: what the values mean; may include structures that no voxel has.
         path: where to write, ending in one of `WRITABLE_SUFFIXES`.
 
@@ -87,10 +94,18 @@ def write_segmentation(labels: sitk.Image, structures: Sequence[Structure], path
     path = Path(path)
     require_distinct(structures, f"Structures of {path.name}")
     require_writable_suffix(path)
+    if not keeps_overlaps(path):
+        labels = flattened(labels, [structure.value for structure in structures])
     voxels = sitk.GetArrayViewFromImage(labels)
     highest = max([int(voxels.max(initial=0)), *(s.value for s in structures)])
-    pixel = sitk.sitkUInt8 if highest < 2**8 else sitk.sitkUInt16 if highest < 2**16 else sitk.sitkInt32
-    plain = sitk.Cast(without_metadata(labels), pixel)
+    scalar, vector = (
+        (sitk.sitkUInt8, sitk.sitkVectorUInt8)
+        if highest < 2**8
+        else (sitk.sitkUInt16, sitk.sitkVectorUInt16)
+        if highest < 2**16
+        else (sitk.sitkInt32, sitk.sitkVectorInt32)
+    )
+    plain = sitk.Cast(without_metadata(labels), vector if has_overlaps(labels) else scalar)
     table = names_beside(path)
     if table is None:
         for key, value in _segmentation_header(structures, plain).items():
@@ -106,6 +121,11 @@ def write_segmentation(labels: sitk.Image, structures: Sequence[Structure], path
         if is_new:
             table.unlink(missing_ok=True)
         raise
+
+
+def keeps_overlaps(path: Path) -> bool:
+    """Return whether the format of a file holds several labels for one voxel."""
+    return suffix(path) == ".seg.nrrd"
 
 
 def names_beside(path: Path) -> Path | None:
@@ -157,10 +177,10 @@ def _header_segments(image: sitk.Image) -> list[_Segment]:
 
 
 def _merge_layers(
-    layers: npt.NDArray[Any], segments: Sequence[_Segment], path: Path
-) -> tuple[npt.NDArray[np.int64], list[Structure]]:
-    """Bring (z, y, x, layer) labels onto one label map."""
-    merged = np.zeros(layers.shape[:3], np.int64)
+    layers: npt.NDArray[Any], segments: Sequence[_Segment], path: Path, overlaps: bool
+) -> tuple[list[npt.NDArray[np.int64]], list[Structure]]:
+    """Bring (z, y, x, layer) labels onto one label map, or, where they overlap and may, onto several."""
+    merged = [np.zeros(layers.shape[:3], np.int64)]
     structures: list[Structure] = []
     named = {(s.layer, s.value): s for s in segments}
     if len(named) < len(segments) or any(
@@ -181,17 +201,21 @@ def _merge_layers(
             if segment.layer == layer:
                 labels[labels == segment.value] = 0
         present = {int(v) for v in np.unique(labels)} - {0}
-        overlap = (labels != 0) & (merged != 0)
-        if overlap.any():
-            raise InputError(
-                f"Segments of {path} overlap in {int(overlap.sum())} voxels, but a voxel can belong to one only.",
-                "In 3D Slicer's Segment Editor set 'Modify other segments' to 'Overwrite all' and correct them.",
-                "overlapping_segments",
-            )
+        shared = [int(np.count_nonzero((labels != 0) & (other != 0))) for other in merged]
+        if min(shared) > 0:
+            if not overlaps:
+                raise InputError(
+                    f"Segments of {path} overlap in {shared[0]} voxels, but a voxel can belong to one only.",
+                    "In 3D Slicer's Segment Editor set 'Modify other segments' to 'Overwrite all' and correct them.",
+                    "overlapping_segments",
+                )
+            merged.append(np.zeros_like(labels))
+            shared.append(0)
+        target = merged[shared.index(0)]
         for value in sorted(present | {v for (where, v) in named if where == layer}):
             number = value if value not in taken else _free_number(taken | used)
             taken.add(number)
-            merged[labels == value] = number
+            target[labels == value] = number
             if (layer, value) in named:
                 segment = named[layer, value]
                 structures.append(Structure(segment.name, number, segment.color, segment.terminology))
@@ -217,16 +241,15 @@ def _whole_numbers(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.int64
     return voxels.astype(np.int64)
 
 
-def _label_image(labels: npt.NDArray[np.int64], geometry: sitk.Image) -> sitk.Image:
-    dtype = np.uint16 if labels.max(initial=0) < 2**16 else np.int32
-    image = sitk.GetImageFromArray(labels.astype(dtype))
-    image.CopyInformation(geometry)
-    return image
+def _label_image(layers: Sequence[npt.NDArray[np.int64]], geometry: sitk.Image) -> sitk.Image:
+    dtype = np.uint16 if max(layer.max(initial=0) for layer in layers) < 2**16 else np.int32
+    return layered_image([layer.astype(dtype) for layer in layers], geometry)
 
 
 def _segmentation_header(structures: Sequence[Structure], labels: sitk.Image) -> dict[str, str]:
-    """Return the header fields by which 3D Slicer knows a segmentation; all segments share one layer."""
+    """Return the header fields by which 3D Slicer knows a segmentation and the layer of each segment."""
     size = labels.GetSize()
+    layer_of = {int(value): number for number, layer in enumerate(layers_of(labels)) for value in np.unique(layer)}
     representation = "Binary labelmap"
     header = {
         "Segmentation_ContainedRepresentationNames": f"{representation}|",
@@ -253,7 +276,7 @@ def _segmentation_header(structures: Sequence[Structure], labels: sitk.Image) ->
             "Color": " ".join(repr(float(part)) for part in color),
             "ColorAutoGenerated": "0" if structure.color else "1",
             "LabelValue": str(structure.value),
-            "Layer": "0",
+            "Layer": str(layer_of.get(structure.value, 0)),
             "Extent": extent,
             "Tags": tags,
         }

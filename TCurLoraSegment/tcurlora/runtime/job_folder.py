@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.runtime.events import FileEvents, write_json
+from tcurlora.runtime.events import FileEvents
+from tcurlora.runtime.folder_lock import LOCK, exclusive
+from tcurlora.runtime.hashing import sha256_of_json
+from tcurlora.runtime.json_files import read_object, write_json
 
 SCHEMA = 1
 REQUEST = "job.json"
@@ -114,14 +116,14 @@ class JobFolder:
     def remember(self, key: str, value: Any) -> None:
         """Keep an intermediate result, so that a resumed job need not compute it again."""
         (self.path / "done").mkdir(exist_ok=True)
-        write_json(self.path / "done" / f"{key}.json", {"value": value, "sha256": _digest(value)})
+        write_json(self.path / "done" / f"{key}.json", {"value": value, "sha256": sha256_of_json(value)})
 
     def remembered(self, key: str) -> Any:
         """Read an intermediate result; None where there is none, or it has been damaged and must be computed again."""
         try:
-            content = json.loads((self.path / "done" / f"{key}.json").read_text(encoding="utf-8"))
-            return content["value"] if content["sha256"] == _digest(content["value"]) else None
-        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+            content = read_object(self.path / "done" / f"{key}.json")
+            return content["value"] if content["sha256"] == sha256_of_json(content["value"]) else None
+        except (OSError, ValueError, KeyError, RecursionError):  # the last from a value that is nested too deeply
             return None
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -132,13 +134,27 @@ class JobFolder:
             _remove(self.path, _CACHE)
 
 
+@contextmanager
+def hold_job(path: Path) -> Iterator[None]:
+    """Keep other runs out of a job's folder while this one is at work; a folder of something else is left alone.
+
+    Raises:
+        InputError: `busy` when another run is at work there.
+    """
+    if not _is_free(path) and _read_request(path) is None:
+        yield  # starting or resuming a job there says what is wrong
+        return
+    with exclusive(path, "Wait until it has ended, or choose another folder."):
+        yield
+
+
 def remove_job(path: Path) -> None:
     """Remove what a job wrote, as far as it can be, and its folder when nothing else is in it.
 
     What makes the folder a job's goes last, whatever happens on the way.
     """
     with suppress(OSError):
-        _remove(path, _OWN)
+        _remove(path, (*_OWN, LOCK))
         (path / REQUEST).unlink(missing_ok=True)
         path.rmdir()
 
@@ -153,7 +169,7 @@ def describe_inputs(files: Iterable[Path], **others: Any) -> dict[str, Any]:
 
 
 def _require_startable(path: Path, command: str) -> None:
-    if not path.exists() or (path.is_dir() and all(entry.name in STARTERS_FILES for entry in path.iterdir())):
+    if _is_free(path):
         return
     content = _read_request(path)
     if content is None:
@@ -164,13 +180,20 @@ def _require_startable(path: Path, command: str) -> None:
         )
 
 
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there but what a starter or a run that was killed at once may have left."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(entry.name in (*STARTERS_FILES, LOCK) for entry in path.iterdir())
+
+
 def _read_request(path: Path) -> dict[str, Any] | None:
     """Read what a job was started with; None where the folder holds no job."""
     try:
-        content = dict(json.loads((path / REQUEST).read_text(encoding="utf-8")))
+        content = read_object(path / REQUEST)
         dictionaries = (content["request"], content["inputs"])
         sound = {"schema", "command"} <= content.keys() and all(isinstance(part, dict) for part in dictionaries)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return None
     return content if sound else None
 
@@ -210,7 +233,3 @@ def _remove(folder: Path, patterns: Iterable[str]) -> None:
                 file.parent.rmdir()
     if problem is not None:
         raise problem
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,14 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "SwinUNETR": (r"^decoder\d",),
     "SegResNet": (r"^up_layers\.", r"^up_samples\.", r"^conv_final\."),
     "DynUNet": (r"^upsamples\.", r"^output_block\."),
+    "UNet": (r"^model\.(1\.submodule\.)*2\.",),
+    "BasicUNet": (r"^upcat_", r"^final_conv\."),
+    "BasicUNetPlusPlus": (r"^upcat_", r"^final_conv_0_4\."),
+    "VNet": (r"^up_tr", r"^out_tr\."),
+    "SegResNetDS": (r"^up_layers\.",),
+    "FlexibleUNet": (r"^decoder\.", r"^segmentation_head\."),
+    "PlainConvUNet": (r"^decoder\.",),
+    "ResidualEncoderUNet": (r"^decoder\.",),
 }
 PRESETS = ("compact", "paper", "decoder", "full")
 DEFAULT_PRESET = "compact"
