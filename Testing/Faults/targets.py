@@ -439,7 +439,7 @@ def fresh_model(samples: Path) -> TensorCurModel:
 
 
 NNUNET = "nnUNetTrainer__nnUNetPlans__3d_fullres"
-
+MULTI_FRAME = (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames)
 TARGETS = (
     *(
         Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)

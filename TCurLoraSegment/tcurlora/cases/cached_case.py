@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from tcurlora.cases.dataset import Case, read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import not_written, read_image
-from tcurlora.imaging.intensities import require_finite, require_finite_array
-from tcurlora.imaging.preprocessing import Preprocessing
+from tcurlora.imaging.intensities import require_finite_image
+from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
 
@@ -84,10 +84,10 @@ def cache_case(
     if cached.label.exists():
         return cached
     image = read_image(case.image)
-    require_finite(image, str(case.image))
+    require_finite_image(image, str(case.image))
     prepared = preprocessing.prepare(image)
     array = prepared.array
-    require_finite_array(array, str(case.image), "after the model's normalization")
+    require_finite(array, f"'{case.image.name}'")
     labels = read_case_labels(case, structures, image)
     count = labels.GetNumberOfComponentsPerPixel()
     if count > 1 and not overlapping:

@@ -15,7 +15,18 @@ from typing import Any
 from tcurlora.runtime.system_memory import memory
 from tcurlora_contract.folders import adapters_folder, data_folder
 
-PACKAGES = ("torch", "monai", "SimpleITK", "numpy", "scipy", "safetensors", "einops", "filelock", "PyYAML")
+PACKAGES = (
+    "torch",
+    "monai",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "einops",
+    "filelock",
+    "pydicom",
+    "PyYAML",
+)
 _MODULES = {"PyYAML": "yaml"}
 """Packages that are imported under another name."""
 
