@@ -25,7 +25,7 @@ NAMES = ("IXI012-HH-1211", "IXI015-HH-1258", "IXI056-HH-1327", "IXI079-HH-1388")
 """Of the kind that real scans have, each with both sides of a person; but the scans are simulated."""
 FOLDS = 2
 SEED = 20
-WIDTH, HEIGHT = 480, 900
+WIDTH, HEIGHT, RUNNING_HEIGHT = 480, 900, 1000
 RUN_S = 1800
 
 MAKE_PATIENTS = "import sys; from pathlib import Path; from tcurlora.demo.patients import make_patients; "
@@ -101,7 +101,7 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
         lambda: not panel.adapt_section.running or ("all" in ui.stageLabel.text and ui.adaptProgress.value > 10),
         timeout_s=RUN_S,
     )
-    _grab(widget, out / "panel.png")
+    _grab(widget, out / "panel.png", RUNNING_HEIGHT)
     harness.wait_until(lambda: not panel.adapt_section.running, timeout_s=RUN_S)
     print(ui.stageLabel.text, ui.resultSummary.text, sep="\n")
     ui.casesSection.collapsed = True
@@ -129,9 +129,9 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
         views.save(out / "views.png")
 
 
-def _grab(widget: Any, file: Path) -> None:
+def _grab(widget: Any, file: Path, height: int = HEIGHT) -> None:
     harness.process_events(0.3)
-    harness.show(widget, WIDTH, HEIGHT)
+    harness.show(widget, WIDTH, height)
     harness.process_events(0.3)
     harness.grab(widget, file)
 
