@@ -35,15 +35,15 @@ STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 KERNELS = ((3, 3, 3),) * 4
 LABELS = {"background": 0, **{f"structure {number}": number for number in range(1, 25)}}
 VARIANTS = {
-    "PlainConvUNet, 3 classes": nnunet.Variant(features=16, patch=(64, 64, 64), strides=STRIDES, kernels=KERNELS),
-    "PlainConvUNet, 25 classes, 1.5 mm": nnunet.Variant(
-        features=16, patch=(64, 64, 64), strides=STRIDES, kernels=KERNELS, labels=LABELS, spacing=(1.5, 1.5, 1.5)
+    "PlainConvUNet, 3 classes": nnunet.Variant(features=16, patch=(48, 48, 48), strides=STRIDES, kernels=KERNELS),
+    "PlainConvUNet, 25 classes, 1.2 mm": nnunet.Variant(
+        features=16, patch=(48, 48, 48), strides=STRIDES, kernels=KERNELS, labels=LABELS, spacing=(1.2, 1.2, 1.2)
     ),
     "ResidualEncoderUNet, 3 classes": nnunet.Variant(
-        network="ResidualEncoderUNet", features=16, patch=(64, 64, 64), strides=STRIDES, kernels=KERNELS
+        network="ResidualEncoderUNet", features=16, patch=(48, 48, 48), strides=STRIDES, kernels=KERNELS
     ),
 }
-SIZE, SPACING = (128, 128, 96), (0.9, 0.9, 1.2)
+SIZE, SPACING = (88, 88, 56), (0.9, 0.9, 1.3)
 
 
 def predictor_of(model: Path) -> Callable[[Path], np.ndarray]:
@@ -80,7 +80,7 @@ def segmenter_of(model: Path) -> Callable[[Path], np.ndarray]:
 def compare(variant: nnunet.Variant, top: Path, repeats: int) -> dict[str, Any]:
     """Time both on one scan, in turn."""
     model = nnunet.train(top, variant)
-    (file,) = nnunet.write_channels(nnunet.make_scan(1, SIZE, SPACING, margin=8)[0], top / "case")
+    (file,) = nnunet.write_channels(nnunet.make_scan(1, SIZE, SPACING, margin=4)[0], top / "case")
     both = {"nnU-Net": predictor_of(model), "tcurlora": segmenter_of(model)}
     labels = {name: run(file) for name, run in both.items()}  # which also warms up
     seconds: dict[str, list[float]] = {name: [] for name in both}
