@@ -149,11 +149,8 @@ def test_adapting_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> N
 
 def test_labels_of_a_site_come_to_the_grid_of_the_scan(tmp_path: Path) -> None:
     """Cropped, turned and resampled as the scan is: a bright body and its labels stay together."""
-    config: Any = [
-        ("Orientation", {"axcodes": "LPS"}),
-        ("Spacing", {"pixdim": [2.0, 1.0, 1.5]}),
-        ("CropForeground", {}),
-    ]
+    spacing = {"pixdim": [2.0, 1.0, 1.5]}
+    steps: tuple[Any, ...] = (("Orientation", {"axcodes": "LPS"}), ("Spacing", spacing), ("CropForeground", {}))
     voxels = np.zeros((24, 30, 36), np.float32)
     voxels[6:14, 8:20, 10:28] = 100
     image = sitk.GetImageFromArray(voxels)

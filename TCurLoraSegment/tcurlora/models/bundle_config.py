@@ -224,7 +224,7 @@ class _Expression:
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None):
             return node.value
         if isinstance(node, ast.List | ast.Tuple):
-            return [self.value(item) for item in node.elts]
+            return _not_too_long([self.value(item) for item in node.elts])
         if isinstance(node, ast.Name) and re.fullmatch(r"reference_\d+", node.id):
             return self._known(self._reference(int(node.id.removeprefix("reference_"))))
         if isinstance(node, ast.IfExp):
@@ -270,13 +270,10 @@ class _Expression:
         repeated = isinstance(sign, ast.Mult) and kinds == {list, float} and any(isinstance(v, int) for v in (a, b))
         if not (number or together or repeated):
             raise _CannotTell("joins what does not belong together")
-        if repeated:
-            many, times = (a, b) if isinstance(a, list) else (b, a)
-            if len(many) * times > LONGEST_LIST:
-                raise _CannotTell("makes a list that is too long")
-        if together and len(a) + len(b) > LONGEST_LIST:
+        many, times = (a, b) if isinstance(a, list) else (b, a)
+        if repeated and _length(many) * times > LONGEST_LIST:
             raise _CannotTell("makes a list that is too long")
-        return _OPERATORS[type(sign)](a, b)
+        return _not_too_long(_OPERATORS[type(sign)](a, b))
 
     def _item(self, value: Any, key: Any) -> Any:
         if isinstance(value, StoredEntry) and value.entry is None and isinstance(key, str):
@@ -302,6 +299,20 @@ class _Expression:
             if isinstance(file, str):
                 return StoredEntry(file)
         raise _CannotTell(f"calls '{ast.unparse(node.func)[:60]}'")
+
+
+def _length(value: Any) -> int:
+    """Count what is in a value, and in what is in it."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(_length(part) for part in parts)
+
+
+def _not_too_long(value: Any) -> Any:
+    if _length(value) > LONGEST_LIST:
+        raise _CannotTell("makes a list that is too long")
+    return value
 
 
 def _dotted(node: ast.AST) -> str:
