@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import nnunet_reference
 import numpy as np
 import SimpleITK as sitk
+from dicom_files import LEGACY_MR, multi_frame, save, volume
+from pydicom.uid import RLELossless
 
 NETWORK = {
     "_target_": "SegResNet",
@@ -64,6 +66,7 @@ def make_samples(folder: Path) -> Path:
     write(whole, folder / "images" / "plain.mha", False)
     write(scan, folder / "images" / "packed.mha", True)
     _write_series(folder / "series")
+    _write_multi_frame(folder / "frames")
     _write_segmentations(folder / "segmentations")
     _write_site(folder / "site")
     _write_models(folder)
@@ -95,6 +98,17 @@ def _write_series(folder: Path) -> None:
         writer.SetFileName(str(folder / f"slice{index}.dcm"))
         writer.Execute(piece)
     locale.setlocale(locale.LC_ALL, before)  # which writing DICOM has changed
+
+
+def _write_multi_frame(folder: Path) -> None:
+    """Frames out of order, each with its own factor; in one file and, as another kind, each with its own geometry."""
+    folder.mkdir()
+    values, order = volume(5, 8, 7), [3, 0, 4, 2, 1]
+    save(multi_frame(values, order, slopes=[1, 2, 0.5, 1, 3]), folder / "enhanced.dcm")
+    save(multi_frame(values, order, shared=False, kind=LEGACY_MR), folder / "legacy.dcm")
+    packed = multi_frame(values, order)
+    packed.compress(RLELossless)
+    save(packed, folder / "packed.dcm")
 
 
 def _write_segmentations(folder: Path) -> None:

@@ -15,7 +15,7 @@ import mutations as m
 import numpy as np
 import SimpleITK as sitk
 import torch
-from readings import Unreadable, read, read_safetensors
+from readings import Unreadable, read, read_frames, read_safetensors
 
 from tcurlora.cases.dataset import check_cases, find_cases, read_structures
 from tcurlora.errors import TCurLoraError
@@ -155,6 +155,22 @@ def check_series(path: Path, sound: Path) -> None:
     elif image.GetSize()[2] > original.GetSize()[2]:
         raise Wrong(f"more slices than files: {image.GetSize()}")
     segment(image) if image.GetNumberOfComponentsPerPixel() == 1 else None
+
+
+def check_frames(path: Path, sound: Path) -> None:
+    image = read_image(path)
+    voxels = sitk.GetArrayFromImage(image)
+    original = read_image(sound)
+    if not same_place(image, [matrix_of(original)]) or not same_voxels(voxels, sitk.GetArrayFromImage(original)):
+        try:
+            other = read_frames(path)
+        except Unreadable as error:
+            raise Wrong(f"read {image.GetSize()}, another reader says: {error}") from error
+        if not same_voxels(voxels, other.voxels):
+            raise Wrong(f"voxels differ from another reader's: {voxels.shape} {other.voxels.shape}")
+        if not same_place(image, other.affines):
+            raise Wrong(f"geometry differs from another reader's: {matrix_of(image).tolist()}")
+    segment(image)
 
 
 def expect_place_of_slices(image: sitk.Image, folder: Path) -> None:
@@ -423,7 +439,7 @@ def fresh_model(samples: Path) -> TensorCurModel:
 
 
 NNUNET = "nnUNetTrainer__nnUNetPlans__3d_fullres"
-
+MULTI_FRAME = (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames)
 TARGETS = (
     *(
         Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
@@ -435,6 +451,16 @@ TARGETS = (
     Target("MHA zlib", "images", "packed.mha", (m.damaged, m.meta_image, m.repacked_zlib), check_image),
     Target("DICOM first slice", "series", "slice0.dcm", (m.damaged, m.dicom), check_series),
     Target("DICOM middle slice", "series", "slice2.dcm", (m.damaged, m.dicom), check_series),
+    *(
+        Target(
+            f"DICOM frames {f}",
+            "frames",
+            f"{f}.dcm",
+            (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames),
+            check_frames,
+        )
+        for f in ("enhanced", "legacy", "packed")
+    ),
     Target("seg.nrrd", "segmentations", "one.seg.nrrd", (m.damaged, m.nrrd, m.repacked_gzip), check_segmentation),
     Target("seg.nrrd layers", "segmentations", "layers.seg.nrrd", (m.damaged, m.nrrd), check_segmentation),
     Target("color table", "segmentations", "table.ctbl", (m.damaged, m.csv_text), check_color_table),

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from tcurlora.cases.dataset import Case, read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import not_written, read_image
+from tcurlora.imaging.intensities import require_finite_image
 from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
@@ -82,10 +83,12 @@ def cache_case(
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
-    prepared = preprocessing.prepare(read_image(case.image))
+    image = read_image(case.image)
+    require_finite_image(image, str(case.image))
+    prepared = preprocessing.prepare(image)
     array = prepared.array
     require_finite(array, f"'{case.image.name}'")
-    labels = read_case_labels(case, structures)
+    labels = read_case_labels(case, structures, image)
     count = labels.GetNumberOfComponentsPerPixel()
     if count > 1 and not overlapping:
         raise InputError(

@@ -18,8 +18,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.imaging.grids import geometry_difference, on_grid_of
+from tcurlora.imaging.grids import geometry_difference
+from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import files_of, images_in, read_image, stem, suffix
+from tcurlora.imaging.intensities import check_intensities
+from tcurlora.imaging.placing import on_scan
 from tcurlora.imaging.segmentations import read_segmentation, segmentation_files
 from tcurlora.imaging.structures import BACKGROUND, Structure, is_background, normalized, require_distinct
 
@@ -184,10 +187,16 @@ def read_structures(dataset: Dataset, declared: Sequence[Structure] = (), strict
     return sorted(found, key=lambda s: s.value)
 
 
-def read_case_labels(case: Case, structures: Sequence[Structure]) -> sitk.Image:
+def read_case_labels(case: Case, structures: Sequence[Structure], image: sitk.Image | None = None) -> sitk.Image:
     """Read the labels of a case, renumbered by name to the values of the structures.
 
-    Labels that 3D Slicer cropped to their extent are laid back onto the grid of the scan.
+    Labels that 3D Slicer cropped to their extent, or whose voxels are stored in another order, are laid onto the grid
+    of the scan.
+
+    Args:
+        case: whose labels.
+        structures: what they are labeled with.
+        image: the scan, where it has been read already.
 
     Returns:
         Unsigned 16 bit labels (32 bit signed where a value needs it); 0 is the background.
@@ -199,11 +208,12 @@ def read_case_labels(case: Case, structures: Sequence[Structure]) -> sitk.Image:
     labels, unknown = _renumbered(labels, own, _meanings(case, structures))
     if unknown:
         raise _unknown_labels(case, unknown)
-    if suffix(case.label) == ".seg.nrrd":
-        image = read_image(case.image)
-        if labels.GetSize() != image.GetSize():
-            return on_grid_of(labels, image) or labels
-    return labels
+    placed = on_scan(labels, read_image(case.image) if image is None else image, case.image, _may_be_cropped(case))
+    return placed or labels
+
+
+def _may_be_cropped(case: Case) -> bool:
+    return suffix(case.label) == ".seg.nrrd"
 
 
 def check_cases(
@@ -498,11 +508,19 @@ def _finding(case: Case, error: TCurLoraError) -> Finding:
 
 
 def _read_checked(case: Case, findings: list[Finding]) -> sitk.Image | None:
+    def warn(warning: ImageWarning) -> None:
+        findings.append(Finding(case.name, warning.code, warning.message, warning.remedy, "warning"))
+
     try:
-        return read_image(case.image)
+        image = read_image(case.image, warn)
     except TCurLoraError as error:
         findings.append(_finding(case, error))
         return None
+    try:
+        check_intensities(image, str(case.image), warn)
+    except TCurLoraError as error:
+        findings.append(_finding(case, error))
+    return image
 
 
 def _check_labels(
@@ -535,10 +553,11 @@ def _check_labels(
         remedy = "Fine if the structure is not in the scan; otherwise label it, or leave the case out."
         findings.append(Finding(case.name, "structure_absent", message, remedy, "warning"))
     difference = None if image is None else geometry_difference(image, labels)
-    cropped = suffix(case.label) == ".seg.nrrd" and image is not None and labels.GetSize() != image.GetSize()
-    if difference and not (cropped and image is not None and on_grid_of(labels, image) is not None):
+    if difference and image is not None and on_scan(labels, image, case.image, _may_be_cropped(case)) is None:
         message = f"Scan and segmentation do not lie on the same grid: {difference} ({case.image}, {case.label})."
-        remedy = "Resample the segmentation onto the scan, for example in 3D Slicer with the scan as source geometry."
+        remedy = "Look at both in 3D Slicer. If the labels lie right there, resample the segmentation onto the scan."
+        if labels.GetSize() == image.GetSize():
+            remedy += " If they are beside it, the header of one of the two is wrong: correct it, and do not resample."
         findings.append(Finding(case.name, "geometry_mismatch", message, remedy, "error"))
     return present
 
@@ -560,14 +579,7 @@ def _check_image(case: Case, image: sitk.Image, in_channels: int, findings: list
         size = "x".join(map(str, image.GetSize()))
         report("too_thin", f"{case.image} is a single slice ({size}).", "Give a volume of several slices.")
     voxels = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(voxels).all():
-        broken = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
-        report(
-            "non_finite",
-            f"{case.image} has {broken} voxels whose intensity is no number (NaN or infinite).",
-            "Replace them, for example by 0, or export the scan again.",
-        )
-    elif voxels.min() == voxels.max():
+    if voxels.min() == voxels.max():
         report("constant_image", f"All voxels of {case.image} have the same intensity.", "Export the scan again.")
 
 

@@ -17,12 +17,11 @@ from tcurlora import __version__
 from tcurlora.errors import Cancelled, InputError, TCurLoraError, as_user_error
 from tcurlora.runtime.events import ConsoleEvents, EventSink, JsonEvents
 from tcurlora.runtime.parent_process import attach
+from tcurlora_contract.methods import COMPARED, METHODS
 
 if TYPE_CHECKING:
     from tcurlora.inference.segmenter_cache import SegmenterCache
 
-METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),
@@ -238,11 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command(
-        "merge",
-        _merge,
-        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
-    )
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
     merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")

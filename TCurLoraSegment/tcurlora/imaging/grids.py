@@ -19,6 +19,9 @@ from tcurlora.errors import InputError
 SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings up to which no resampling is worth its blur."""
 
+SAME_VOXEL = 1e-2
+"""Part of a voxel by which its center may differ in two files of one grid, as from rounding."""
+
 ANTIALIAS_FROM = 1.2
 """Downsampling by more than this factor is preceded by a Gaussian filter."""
 
@@ -47,7 +50,7 @@ def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     """Say in words how the grids of two images differ.
 
     Returns:
-        None when the images have the same size and all voxel centers agree within a thousandth of the smallest
+        None when the images have the same size and all voxel centers agree within a hundredth of the smallest
         spacing (or 0.0001 mm, whichever is more); else for example `size 35x51x35 against 36x51x35`.
     """
     if a.GetSize() != b.GetSize():
@@ -55,7 +58,7 @@ def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     corners = _corners(a.GetSize())
     # Both maps from index to place are affine, so their difference is largest at a corner.
     distance = float(np.linalg.norm(_places(a, corners) - _places(b, corners), axis=1).max())
-    if distance <= _tolerance(a, b):
+    if distance <= tolerance(a, b):
         return None
     words = []
     if not np.allclose(a.GetSpacing(), b.GetSpacing(), rtol=SPACING_TOLERANCE, atol=0):
@@ -64,7 +67,7 @@ def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     if angle > 0.01:
         words.append(f"orientation differs by {angle:.3g} degrees")
     shift = math.dist(a.GetOrigin(), b.GetOrigin())
-    if shift > _tolerance(a, b):
+    if shift > tolerance(a, b):
         words.append(f"origin differs by {shift:.3g} mm")
     return ", ".join(words) or f"voxel centers differ by up to {distance:.3g} mm"
 
@@ -248,9 +251,10 @@ def _places(image: sitk.Image, indices: Matrix) -> Matrix:
     return np.asarray(indices @ scaled.T + np.array(image.GetOrigin()))
 
 
-def _tolerance(*images: sitk.Image) -> float:
+def tolerance(*images: sitk.Image) -> float:
+    """Return the distance in mm by which grids may differ and count as one: a hundredth of the smallest voxel."""
     finest = min(float(min(image.GetSpacing())) for image in images)
-    return max(1e-3 * finest, 1e-4)
+    return max(SAME_VOXEL * finest, 1e-4)
 
 
 def _angle(a: Matrix, b: Matrix) -> float:
@@ -269,7 +273,7 @@ def _shares_voxels(grid: sitk.Image, target: sitk.Image) -> bool:
     whole = np.rint(step)
     permutes = bool((np.abs(whole).sum(axis=0) == 1).all() and (np.abs(whole).sum(axis=1) == 1).all())
     indices = (_places(target, _corners(target.GetSize())) - np.array(grid.GetOrigin())) @ inverse.T
-    return permutes and bool(np.abs(indices - np.rint(indices)).max() < 1e-3)
+    return permutes and bool(np.abs(indices - np.rint(indices)).max() < SAME_VOXEL)
 
 
 def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import (
     IMAGE_SUFFIXES,
     UNCERTAINTY,
@@ -20,6 +21,7 @@ from tcurlora.imaging.images import (
     suffix,
     write_image,
 )
+from tcurlora.imaging.intensities import check_intensities
 from tcurlora.imaging.label_layers import has_overlaps
 from tcurlora.imaging.segmentations import keeps_overlaps, names_beside, write_segmentation
 from tcurlora.inference.expected_memory import Expected, expected_bytes, require_memory
@@ -173,9 +175,13 @@ def run_segment(
         def on_window(part: float) -> None:
             events.emit("progress", step=number - 1, total=len(tasks), part=round(part, 3))
 
+        def warn(warning: ImageWarning) -> None:
+            events.emit("warning", code=warning.code, message=f"{warning.message} {warning.remedy}")
+
         problem = None
         try:
-            image = read_image(task.scan)
+            image = read_image(task.scan, warn)
+            check_intensities(image, str(task.scan), warn)
             _tell_memory(expected_bytes(segmenter, image, request.uncertainty), task, events)
             labels, uncertainty = segmenter.segment(image, request.uncertainty, on_window)
             task.labels.parent.mkdir(parents=True, exist_ok=True)

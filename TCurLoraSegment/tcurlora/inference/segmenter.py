@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tcurlora.errors import InputError, is_out_of_memory
+from tcurlora.imaging.intensities import require_finite_image
 from tcurlora.imaging.label_layers import in_layers
 from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
@@ -202,13 +203,8 @@ class Segmenter:
                 "Give a scan with that many channels.",
                 "channels",
             )
-        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-            # The network would call each of these voxels, and all that it sees together with them, background.
-            raise InputError(
-                "The scan has voxels whose intensity is no number (NaN or infinite).",
-                "Replace them, for example by 0, or export the scan again.",
-                "non_finite",
-            )
+        # The network would call each of these voxels, and all that it sees together with them, background.
+        require_finite_image(image, "The scan")
 
 
 def _with_values(indices: sitk.Image, values: Sequence[int]) -> sitk.Image:
