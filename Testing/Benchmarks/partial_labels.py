@@ -30,7 +30,7 @@ import SimpleITK as sitk
 import torch
 
 from tcurlora.cases.cached_case import cache_case
-from tcurlora.cases.dataset import Case, Dataset
+from tcurlora.cases.case import Case, Dataset
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.model import TensorCurModel

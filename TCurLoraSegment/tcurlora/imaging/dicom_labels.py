@@ -248,7 +248,7 @@ def _cielab(description: Any) -> tuple[float, float, float] | None:
     return round(red, 4), round(green, 4), round(blue, 4)
 
 
-def require_same_patient_space(path: Path, scan: Path) -> None:
+def require_same_space(path: Path, scan: Path) -> None:
     """Refuse labels in DICOM that name another series or another frame of reference than a scan in DICOM.
 
     Raises:

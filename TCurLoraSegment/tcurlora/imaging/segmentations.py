@@ -120,6 +120,12 @@ def names_of_structures(path: Path) -> list[str]:
     return [structure.name for structure in found[1]] if found else []
 
 
+def dicom_parts(path: Path) -> dict[Path, str]:
+    """Return which files of a segmentation are DICOM labels, and whether they are `SEG` or `RTSTRUCT`."""
+    files = _label_files(path) if path.is_dir() else [path]
+    return {file: kind for file in files if (kind := dicom_labels_kind(file))}
+
+
 def _label_files(folder: Path) -> list[Path]:
     """Return the files of a folder that each hold some of the structures; none where it holds a DICOM series."""
     files = [file for file in files_of(folder) if dicom_labels_kind(file)]

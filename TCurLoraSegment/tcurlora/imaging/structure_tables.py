@@ -89,9 +89,7 @@ def first_structure_table(path: Path) -> tuple[Path, list[Structure], list[Struc
 def _from_columns(path: Path) -> list[Structure]:
     table = read_table(path)
     keys = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
-    value = next(
-        keys.index(key) for key in _VALUE_COLUMNS if key in keys and _holds_numbers(table, keys.index(key))
-    )
+    value = next(keys.index(key) for key in _VALUE_COLUMNS if key in keys and _holds_numbers(table, keys.index(key)))
     name = next(keys.index(key) for key in _NAME_COLUMNS if key in keys and keys.index(key) != value)
     colors = next(([keys.index(k) for k in three] for three in _COLOR_COLUMNS if all(k in keys for k in three)), None)
     hexadecimal = keys.index("color") if colors is None and "color" in keys else None
