@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tcurlora.cases.dataset import Case
+from tcurlora.cases.case import Case
 from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.models.adapter_files import load_adapter

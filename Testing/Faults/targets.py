@@ -17,7 +17,9 @@ import SimpleITK as sitk
 import torch
 from readings import Unreadable, read, read_frames, read_safetensors
 
-from tcurlora.cases.dataset import check_cases, find_cases, read_structures
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_structures
 from tcurlora.errors import TCurLoraError
 from tcurlora.imaging.images import read_image
 from tcurlora.imaging.segmentations import read_segmentation

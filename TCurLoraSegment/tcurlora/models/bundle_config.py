@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from tcurlora.errors import InputError
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
