@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case, Dataset, check_cases
+from tcurlora.cases.case import Case, Dataset
+from tcurlora.cases.checks import check_cases
 from tcurlora.errors import InputError
 from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import read_image

@@ -16,7 +16,8 @@ import torch
 
 from tcurlora.cases import cached_case
 from tcurlora.cases.cached_case import cache_case, list_voxels, unlabeled
-from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.cases.case import Case
+from tcurlora.cases.dataset import find_cases
 from tcurlora.errors import InputError
 from tcurlora.imaging.grids import label_array
 from tcurlora.imaging.label_layers import in_layers

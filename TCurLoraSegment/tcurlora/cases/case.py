@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tcurlora.errors import TCurLoraError
+from tcurlora.imaging.channels import ChannelOrder
 from tcurlora.imaging.structures import Structure
 
 IGNORED = 2**31 - 1
@@ -26,7 +27,7 @@ class Case:
         channels: files or folders of further input channels, in the model's order; `image` is the first.
         ignore: label numbers of voxels that nobody labeled: they count neither in training nor in scores.
         channel_names: name of each channel as far as files say it, that of `image` first; empty where they do not.
-        ordered: whether somebody stated the order of the channels, by numbers in file names or in a list.
+        channel_order: what states the order of the channels.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Case:
     channels: tuple[Path, ...] = ()
     ignore: tuple[int, ...] = ()
     channel_names: tuple[str, ...] = ()
-    ordered: bool = True
+    channel_order: ChannelOrder = "listed"
 
 
 @dataclass(frozen=True)

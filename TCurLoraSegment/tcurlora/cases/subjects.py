@@ -10,7 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
-_SIDES = "l r left right lt rt lh rh li re links rechts gauche droite izquierda derecha sinistra destra sin dex 左 右 左側 右側"
+_SIDES = "l r left right lt rt lh rh li re links rechts gauche droite izquierda derecha sinistra destra 左 右"
 _VISITS = (
     "ses session visit vis v tp timepoint t baseline base bl followup fu pre post preop postop intraop "
     "week wk month mo day year yr run besuch kontrolle mr"

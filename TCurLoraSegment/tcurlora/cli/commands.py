@@ -374,9 +374,12 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
     words.append(f"Structures: {', '.join(f'{s.name} (label {s.value})' for s in site.structures) or 'none'}.")
-    words.append(f"{len(site.dataset.cases)} cases, {errors} problem{'' if errors == 1 else 's'}.")
+    subjects = len({case.subject for case in site.dataset.cases})
+    whose = f"{len(site.dataset.cases)} cases of {subjects} subject{'' if subjects == 1 else 's'}"
+    words.append(f"{whose}, {errors} problem{'' if errors == 1 else 's'}.")
     report = {
         "cases": len(site.dataset.cases),
+        "subjects": subjects,
         "errors": errors,
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),

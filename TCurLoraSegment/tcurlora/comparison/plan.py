@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cases.dataset import Case, check_cases, require_no_errors
+from tcurlora.cases.case import Case
+from tcurlora.cases.checks import check_cases, require_no_errors
 from tcurlora.errors import InputError
 from tcurlora.runtime.job_folder import JobFolder
 from tcurlora.runtime.json_files import read_object
@@ -228,7 +229,7 @@ def require_good_cases(site: Site, test: Sequence[Case]) -> None:
                 "subject_on_both_sides",
             )
         together = replace(site.dataset, cases=(*site.dataset.cases, *test))
-        findings = check_cases(together, site.structures, site.base.in_channels)
+        findings = check_cases(together, site.structures, site.base.in_channels, overlapping=site.overlapping)
     require_no_errors(findings)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.imaging.images import stem
 from tcurlora.imaging.structures import Structure
-from tcurlora.runtime.text_tables import decoded, read_table
+from tcurlora.runtime.text_tables import Table, decoded, read_table
 
 STRUCTURE_COMMENT = "# structure: "
 """Begins the lines of a color table in which this program keeps what the columns cannot hold."""
-
 _ENDINGS = (
     ".ctbl",
     "_ColorTable.ctbl",
@@ -90,9 +89,7 @@ def first_structure_table(path: Path) -> tuple[Path, list[Structure], list[Struc
 def _from_columns(path: Path) -> list[Structure]:
     table = read_table(path)
     keys = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
-    value = next(
-        keys.index(key) for key in (*_VALUE_COLUMNS, "") if key in keys and _is_number_column(table, keys, key)
-    )
+    value = next(keys.index(key) for key in _VALUE_COLUMNS if key in keys and _holds_numbers(table, keys.index(key)))
     name = next(keys.index(key) for key in _NAME_COLUMNS if key in keys and keys.index(key) != value)
     colors = next(([keys.index(k) for k in three] for three in _COLOR_COLUMNS if all(k in keys for k in three)), None)
     hexadecimal = keys.index("color") if colors is None and "color" in keys else None
@@ -109,9 +106,8 @@ def _from_columns(path: Path) -> list[Structure]:
     return listed
 
 
-def _is_number_column(table: object, keys: list[str], key: str) -> bool:
-    column = keys.index(key)
-    cells = [row.cells[column] for row in getattr(table, "rows", ()) if column < len(row.cells)]
+def _holds_numbers(table: Table, column: int) -> bool:
+    cells = [table.cell(row, column) for row in table.rows]
     return bool(cells) and all(re.fullmatch(r"\d+(\.0*)?", cell) for cell in cells)
 
 
@@ -154,6 +150,3 @@ def _whole(text: str) -> int:
     if number != int(number) or not 0 <= number < 2**31:
         raise ValueError(f"{text} is not a label number")
     return int(number)
-
-
-ReadsTable = Callable[[Path], tuple[list[Structure], list[Structure]]]

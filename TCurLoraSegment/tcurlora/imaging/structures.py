@@ -57,6 +57,11 @@ def is_ignored(name: str) -> bool:
     return normalized(name) == IGNORE
 
 
+def same_name(a: Structure, b: Structure) -> bool:
+    """Return whether two structures have one name, however it is written."""
+    return normalized(a.name) == normalized(b.name)
+
+
 def parse_labels(text: str) -> list[Structure]:
     """Read `1=hippocampus,2=amygdala` into structures; those called background or ignore are among them.
 

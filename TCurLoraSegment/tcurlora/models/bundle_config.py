@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tcurlora.errors import InputError
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
@@ -359,8 +357,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError("no config is that large")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _texts_as_keys(yaml.load(text, _PlainYaml))
-    except (OSError, ValueError, RecursionError, TypeError, LookupError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+    except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
         raise InputError(
             f"'{path.parent.parent.name}' is not a base model: its configs/{path.name} cannot be read.",
             "Choose a MONAI bundle folder with configs/metadata.json and configs/inference.json (or .yaml).",
@@ -375,11 +373,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-class _PlainYaml(yaml.SafeLoader):
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
-        return super().compose_node(parent, index)
+def _from_yaml(text: str) -> Any:
+    """Read YAML as data.
+
+    Raises:
+        ValueError: when it is not YAML, or has aliases.
+    """
+    import yaml  # listing models must work in a Python that has nothing, and most bundles have no YAML
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not read")
+            return super().compose_node(parent, index)
+
+    try:
+        return _texts_as_keys(yaml.load(text, Plain))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _texts_as_keys(value: Any) -> Any:

@@ -17,7 +17,9 @@ from torch import nn
 
 from tcurlora import __version__
 from tcurlora.cases.cached_case import CachedCase, cache_case
-from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
+from tcurlora.cases.case import Case, Finding
+from tcurlora.cases.checks import require_no_errors
+from tcurlora.cases.dataset import files_of_cases
 from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.evaluation.gain import compare_scores
 from tcurlora.evaluation.reports import build_report, comparison_table, model_card
