@@ -1,6 +1,6 @@
 """Segment with the bundles of MONAI's Model Zoo, once as their configs say with MONAI itself, once with this program.
 
-    python Testing/Benchmarks/zoo_bundles.py --window 64 --out Testing/Benchmarks/zoo_bundles.json
+    python Testing/Benchmarks/zoo_bundles.py --window 64 --out Testing/Benchmarks/results/zoo_bundles.json
 
 The configs are read where they lie: in the folder that TCURLORA_ZOO names (such as `models` of a clone of the zoo), or
 beside the project. The weights are random, of the networks that the configs describe. What is compared: the
