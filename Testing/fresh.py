@@ -2,8 +2,9 @@
 
     python Testing/fresh.py demo
     python Testing/fresh.py tests
+    python Testing/fresh.py engine-tests   # those that need neither Slicer's libraries nor Qt
 
-Needs nothing but Python: 3.10 to 3.12 for the demo, 3.11 for the tests. The environment is made in .venv and used again
+Needs nothing but Python: 3.11 for all tests, 3.10 to 3.12 for the rest. The environment is made in .venv and used again
 the next time.
 """
 
@@ -21,9 +22,21 @@ TORCH = "torch==2.13.0"
 # The files of tests are shared out to two processes.
 TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")
 # Slicer's libraries are there for one Python only.
-PYTHONS = {"demo": ((3, 10), (3, 12)), "tests": ((3, 11), (3, 11))}
-# Slicer's views outside of Slicer. It asks for an older slicer-core than the tests', and works with theirs.
-WITHOUT_DEPENDENCIES = {"tests": ("slicer-layer-dm==2.0.0",)}
+PYTHONS = {"demo": ((3, 10), (3, 12)), "tests": ((3, 11), (3, 11)), "engine-tests": ((3, 10), (3, 12))}
+FOLDERS = {"tests": ("Testing",), "engine-tests": ("Testing/Engine", "Testing/Faults")}
+# Slicer's views outside of Slicer ask for an older slicer-core than the tests', and work with theirs. nnU-Net, the
+# reference of the tests, and its networks ask for much that neither needs here, such as torchvision; what they do need
+# is among the tests' own packages.
+WITHOUT_DEPENDENCIES = {
+    "tests": (
+        "slicer-layer-dm==2.0.0",
+        "nnunetv2==2.8.1",
+        "dynamic-network-architectures==0.4.4",
+        "batchgenerators==0.25.5",
+        "batchgeneratorsv2==0.3.6",
+        "acvl-utils==0.2.6",
+    )
+}
 
 
 def python_of(environment: Path) -> Path:
@@ -46,7 +59,7 @@ def set_up(environment: Path, extra: str) -> None:
 def main() -> int:
     """Set up and run; the exit code is that of what was run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "tests"))
+    parser.add_argument("what", choices=("demo", "tests", "engine-tests"))
     parser.add_argument("--env", type=Path, default=ROOT / ".venv", help="the virtual environment")
     args, rest = parser.parse_known_args()  # what is unknown here is for the demo or for pytest
     oldest, newest = PYTHONS[args.what]
@@ -55,9 +68,12 @@ def main() -> int:
         print(f"Python {wanted} is needed, and this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     set_up(args.env, args.what)
-    module = ["tcurlora", "demo"] if args.what == "demo" else ["pytest", str(ROOT / "Testing"), *TWO_AT_A_TIME]
+    if args.what == "demo":
+        module = ["tcurlora", "demo"]
+    else:
+        module = ["pytest", *(str(ROOT / folder) for folder in FOLDERS[args.what]), *TWO_AT_A_TIME]
     # Two processes of one thread each are faster than two threads that wait for one another.
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if args.what == "tests" else {})
+    environment = os.environ | ({} if args.what == "demo" else {"OMP_NUM_THREADS": "1"})
     return subprocess.run([str(python_of(args.env)), "-m", *module, *rest], cwd=ROOT, env=environment).returncode
 
 

@@ -24,13 +24,15 @@ from typing import Any
 
 import torch
 
-from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.cases.case import Case
+from tcurlora.cases.dataset import find_cases
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import WEIGHTS, load_adapter
 from tcurlora.models.opening import load_base_model
-from tcurlora.runtime.events import ConsoleEvents, write_json
+from tcurlora.runtime.events import ConsoleEvents
+from tcurlora.runtime.json_files import write_json
 from tcurlora.training.adaptation import AdaptRequest, run_adapt
 from tcurlora.training.target_site import Site, open_site, score_cases
 

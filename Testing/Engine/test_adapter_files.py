@@ -335,8 +335,6 @@ def test_a_missing_key_is_refused(saved: Path, key: str) -> None:
         {"kernels": "x"},
         {"head": "nowhere"},
         {"head": 3},
-        {"modules_to_save": ["("]},
-        {"modules_to_save": [3]},
         {"channels": [{"name": "background", "source": 7}]},
         {"channels": [{"name": "background", "source": "x"}]},
         {"channels": [{"source": 0}]},
@@ -382,3 +380,27 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path, change: dict[str, Tens
     load_adapter(small_network(), saved)
     edit_weights(saved, **change)
     refusal_of(saved)
+
+
+def test_files_name_parameters_and_hold_no_expressions(tmp_path: Path) -> None:
+    network = small_network()
+    parameters = sorted(name for name, _ in network.named_parameters())
+    config = TensorCurConfig(r=2, modules_to_save=(r"^0\.b", "1."), target_modules=("0|2",))
+    model = fill(adapt(network, config))
+    save_adapter(model, tmp_path / "new")
+    content = json.loads((tmp_path / "new" / CONFIG).read_text(encoding="utf-8"))
+    assert content["modules_to_save"] and set(content["modules_to_save"]) <= set(parameters)
+    assert content["target_modules"] is None
+    state = load_adapter(small_network(), tmp_path / "new").trained_state()
+    assert all(torch.equal(value, state[name]) for name, value in model.trained_state().items())
+
+
+@pytest.mark.parametrize("pattern", [r"^0\.b", "(", r"(\w|\w\w)+#", 3])
+def test_expressions_of_earlier_versions_are_not_used(tmp_path: Path, pattern: object) -> None:
+    """What was trained whole is what the weights hold."""
+    model = fill(adapt(small_network(), TensorCurConfig(r=2, modules_to_save=(r"^0\.b",))))
+    save_adapter(model, tmp_path / "old")
+    edit_config(tmp_path / "old", modules_to_save=[pattern], target_modules=[pattern])
+    state = load_adapter(small_network(), tmp_path / "old").trained_state()
+    assert state.keys() == model.trained_state().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.trained_state().items())

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from tcurlora.errors import InputError
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.base_model import BaseModel
-from tcurlora.models.monai_bundle import read_weights, write_bundle
+from tcurlora.models.monai_bundle import write_bundle
 from tcurlora.models.opening import load_base_model
+from tcurlora.models.weights_files import read_weights
 from tcurlora.training.presets import preset
 
 NETWORK = {
@@ -211,10 +212,11 @@ def test_an_expression_in_the_network_is_never_executed(
         ({"_target_": "os.system", "command": "touch canary"}, "system"),
         ({"_target_": "NormalizeIntensityd", "divisor": "$__import__('os').system('touch canary')"}, "never executed"),
         ({"_target_": "NormalizeIntensityd", "dtype": {"_target_": "os.system", "command": "touch canary"}}, "never"),
-        ({"_target_": "Spacingd", "pixdim": "$[1, 1, 1]"}, "voxel size"),
+        ({"_target_": "Spacingd", "pixdim": "$open('canary', 'w')"}, "never executed"),
         ({"_target_": "Spacingd", "pixdim": [1, 1, 0]}, "voxel size"),
         ({"_target_": "Spacingd", "pixdim": [1, 1]}, "voxel size"),
-        ({"_target_": "Orientationd", "axcodes": "LPS"}, "LPS"),
+        ({"_target_": "Orientationd", "axcodes": "LAP"}, "LAP"),
+        ({"_target_": "CropForegroundd", "select_fn": "$lambda x: open('canary', 'w')"}, "never executed"),
         ({"_target_": "RandFlipd"}, "RandFlip"),
     ],
 )
@@ -320,26 +322,52 @@ def test_later_channels_may_vote_for_the_background_too(bundle: Path) -> None:
     assert base.channels == ("background", "head", "background") and base.structures == ["head"]
 
 
+SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+SOFTMAX = {"_target_": "monai.transforms.Activations", "softmax": [True]}
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+AT_HALF = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}
+
+
 @pytest.mark.parametrize(
-    "step", [{"_target_": "Activationsd", "keys": "pred"}, {"_target_": "monai.transforms.Activations"}]
+    ("steps", "activation"),
+    [
+        ([SIGMOID, AT_HALF], "sigmoid"),
+        ([{**SIGMOID, "sigmoid": [True], "softmax": False}, AT_HALF], "sigmoid"),
+        ([SOFTMAX, ARGMAX], "softmax"),
+        ([{**SIGMOID, "sigmoid": False, "softmax": True}, ARGMAX], "softmax"),
+        ([ARGMAX], "softmax"),
+        ([], "softmax"),
+    ],
 )
-@pytest.mark.parametrize(("sigmoid", "refused"), [(True, True), ([True], True), (False, False), ([False], False)])
-def test_structures_that_may_overlap_are_refused(
-    bundle: Path, step: dict[str, Any], sigmoid: bool | list[bool], refused: bool
+def test_what_is_behind_the_network_says_whether_structures_may_overlap(
+    bundle: Path, steps: list[dict[str, Any]], activation: str
 ) -> None:
-    steps = [{**step, "sigmoid": sigmoid}, {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}]
-    rewrite(
-        bundle,
-        "inference",
-        lambda content: content.update(postprocessing={"_target_": "Compose", "transforms": steps}),
-    )
-    if refused:
-        assert_refused(bundle, "sigmoid", "overlap")
-    else:
-        load_base_model(bundle)
+    """Also behind a reference."""
+    content = {"postprocessing": {"_target_": "Compose", "transforms": "$@post"}, "post": steps}
+    rewrite(bundle, "inference", lambda inference: inference.update(content))
+    assert load_base_model(bundle).activation == activation
 
 
-@pytest.mark.parametrize("roi", [None, "$[16, 16, 16]", [16, 16], [16, 16, 0], [16, 16, 10**9], [1.5, 16, 16], {}])
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([AT_HALF], "threshold"),
+        ([{**SIGMOID, "sigmoid": False}, AT_HALF], "threshold"),
+        ([SIGMOID, {**AT_HALF, "threshold": 0.3}], "0.3"),
+        ([{**SIGMOID, "sigmoid": "$@unknown"}, AT_HALF], "activation"),
+        ([{**SOFTMAX, "other": "$lambda x: open('canary', 'w')"}], "never executed"),
+        ([SOFTMAX, {"_target_": "FillHolesd", "keys": "pred"}], "FillHoles"),
+        ([ARGMAX, {"_target_": "KeepLargestConnectedComponentd", "num_components": 2}], "connected"),
+    ],
+)
+def test_what_cannot_be_told_from_a_softmax_is_refused(bundle: Path, steps: list[dict[str, Any]], words: str) -> None:
+    rewrite(bundle, "inference", lambda content: content.update(postprocessing={"transforms": steps}))
+    assert_refused(bundle, words)
+
+
+@pytest.mark.parametrize(
+    "roi", [None, "$[16, 16]", "$__import__('os')", [16, 16], [16, 16, 0], [16, 16, 10**9], [1.5, 16, 16], {}]
+)
 def test_the_window_must_be_given(bundle: Path, roi: Any) -> None:
     rewrite(bundle, "inference", lambda content: content["inferer"].update(roi_size=roi))
     assert_refused(bundle, "window size")

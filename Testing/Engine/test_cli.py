@@ -22,8 +22,8 @@ import tcurlora
 from tcurlora.cli import commands as cli
 from tcurlora.cli.commands import main
 from tcurlora.imaging.segmentations import read_segmentation
-from tcurlora.training import presets
 from tcurlora.training.presets import training_settings
+from tcurlora_contract.methods import DEFAULT_METHOD, METHODS
 
 PACKAGE = Path(tcurlora.__file__).parent
 WEIGHTS = "adapter_model.safetensors"
@@ -107,7 +107,7 @@ def test_options_reach_the_training(bundle: Path, site: Path, tmp_path: Path) ->
     more = ["--steps", "1", "--folds", "0", "--rank", "3", "--seed", "5", "--method", "tcurlora"]
     job = tmp_path / "kept job"
     command = adapt(bundle, site, tmp_path / "a", *more, "--job", str(job), "--json", "--device", "cpu")
-    assert main([*command, "--map", "hippocampus=posterior hippocampus"]) == 0
+    assert main([*command, "--map", "hippocampus=posterior hippocampus", "--labels-complete"]) == 0
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["seed"], config["method"]) == (3, 5, "compact")
     assert config["training"]["steps"] == 1 and config["training"]["seed"] == 5
@@ -159,7 +159,7 @@ def test_json_is_all_there_is_on_stdout(
 def test_commands_speak_to_people(bundle: Path, site: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     for command, words in (
-        (["check", "--base", str(bundle), "--data", str(site)], "4 cases, 0 problems."),
+        (["check", "--base", str(bundle), "--data", str(site)], "4 cases of 4 subjects, 0 problems."),
         (["check", "--base", str(bundle), "--data", str(site)], "'anterior hippocampus' + 'posterior hippocampus'"),
         (["models", "show", str(bundle)], "SegResNet"),
         (["adapters", "show", str(adapter)], "# Adapter for hippocampus"),
@@ -566,7 +566,7 @@ def test_light_modules_do_not_import_torch() -> None:
 
 
 def test_help_offers_the_methods_that_there_are() -> None:
-    """The command line repeats their names, because the presets themselves need torch."""
-    assert cli.METHODS == presets.PRESETS
     options = cli.build_parser().parse_args(["adapt", "--base", "b", "--data", "d", "--out", "o"])
-    assert options.method == presets.DEFAULT_PRESET
+    assert options.method == DEFAULT_METHOD
+    adapt = cli.build_parser()._subparsers._group_actions[0].choices["adapt"]  # type: ignore[union-attr,index,call-overload]
+    assert ", ".join(METHODS) in " ".join(adapt.format_help().split())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case
+from tcurlora.cases.case import Case
 from tcurlora.cli import commands as cli
 from tcurlora.cli.commands import main
 from tcurlora.comparison import run as compare
@@ -26,9 +26,11 @@ from tcurlora.comparison.report import html_page, write_report
 from tcurlora.comparison.results import build_results
 from tcurlora.comparison.run import run_compare
 from tcurlora.errors import InputError
-from tcurlora.evaluation.paired_statistics import Row
+from tcurlora.evaluation.gain import Row
 from tcurlora.runtime.events import NullEvents
 from tcurlora.runtime.job_folder import JobFolder
+
+pytestmark = pytest.mark.slow
 
 METHODS = ("lora", "compact")
 pytest.importorskip("peft")

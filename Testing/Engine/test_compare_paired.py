@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from tcurlora.comparison import svg_plots
-from tcurlora.evaluation.paired_statistics import Row, case_values, compare, holm, sign_flip_test, spread
-from tcurlora.evaluation.scores import MEAN
+from tcurlora.evaluation.gain import MEAN, Gain, Key, Row, case_values, gain, spread
+from tcurlora.evaluation.paired_statistics import holm, sign_flip_test
 
 
 def row(method: str, case: str, dice: float | None, **changes: Any) -> Row:
     content: dict[str, Any] = {"part": "test", "split": 1, "seed": 0, "subject": case[0], "structure": "left"}
     content |= {"hd95_mm": 1.0, "surface_distance_mm": 1.0, "volume_ml": 1.0, "truth_volume_ml": 1.0, **changes}
     return Row(method=method, case=case, dice=dice, **content)
+
+
+def compare(values: dict[Key, float], reference: dict[Key, float]) -> Gain:
+    return gain({"x": values}, {"x": reference}, ["x"])
 
 
 def test_runs_are_averaged_for_each_case_and_structures_in_the_mean() -> None:
@@ -45,8 +49,16 @@ def test_distances_are_compared_where_both_have_one() -> None:
         row("b", "q1", 0.0, hd95_mm=None),
     ]
     values = case_values(rows, "hd95_mm")
-    numbers = compare(values["b"]["left"], values["a"]["left"])
-    assert numbers["cases"] == 1 and numbers["difference"] == 2.0 and numbers["ci95"] is numbers["p"] is None
+    numbers = gain(values["b"], values["a"], ["left"])
+    assert numbers.cases == 1 and numbers.difference == 2.0 and numbers.ci95 is numbers.p is None
+
+
+def test_mean_of_distances_is_over_the_structures_that_both_have() -> None:
+    """A model that misses a structure must not look better for it."""
+    rows = [row(method, "p1", 0.5, hd95_mm=2.0) for method in "ab"]
+    rows += [row("a", "p1", 0.5, structure="right", hd95_mm=9.0), row("b", "p1", 0.0, structure="right", hd95_mm=None)]
+    values = case_values(rows, "hd95_mm")
+    assert gain(values["a"], values["b"], ["left", "right"]).difference == 0.0
 
 
 def test_subjects_are_the_unit_not_scans() -> None:
@@ -55,15 +67,15 @@ def test_subjects_are_the_unit_not_scans() -> None:
     few = {(s, f"{s}{n}"): 0.5 + gain for s, gain in gains.items() for n in range(1)}
     many = {(s, f"{s}{n}"): 0.5 + gain for s, gain in gains.items() for n in range(11)}
     a, b = (compare(values, dict.fromkeys(values, 0.5)) for values in (few, many))
-    assert a["ci95"] == pytest.approx(b["ci95"]) and a["p"] == b["p"]
-    assert (a["subjects"], b["subjects"], a["cases"], b["cases"]) == (4, 4, 4, 44)
-    assert a["difference"] == pytest.approx(0.02) and (a["higher"], a["lower"]) == (3, 1)
-    assert a["ci95"][0] < 0.02 < a["ci95"][1] and min(gains.values()) <= a["ci95"][0]
+    assert a.ci95 is not None and a.ci95 == pytest.approx(b.ci95) and a.p == b.p
+    assert (a.subjects, b.subjects, a.cases, b.cases) == (4, 4, 4, 44)
+    assert a.difference == pytest.approx(0.02) and (a.higher, a.lower) == (3, 1)
+    assert a.ci95[0] < 0.02 < a.ci95[1] and min(gains.values()) <= a.ci95[0]
 
 
 def test_a_subject_with_many_scans_weighs_no_more_than_another() -> None:
     values = {("p", f"p{n}"): 0.9 for n in range(9)} | {("q", "q0"): 0.5}
-    assert compare(values, dict.fromkeys(values, 0.5))["difference"] == pytest.approx(0.2)
+    assert compare(values, dict.fromkeys(values, 0.5)).difference == pytest.approx(0.2)
 
 
 def test_sign_flip_test_by_hand() -> None:
@@ -74,7 +86,8 @@ def test_sign_flip_test_by_hand() -> None:
     assert sign_flip_test(np.zeros(5)) == 1.0
     assert sign_flip_test(np.full(40, 0.01)) < 0.001
     exact, drawn = (sign_flip_test(np.random.default_rng(1).normal(0.3, 1, n)) for n in (13, 14))
-    assert 0 < exact < 1 and 0 < drawn < 1
+    assert 0 < exact < 1 and 0 < drawn < 1  # type: ignore[operator]
+    assert sign_flip_test(np.array([0.1])) is None
 
 
 def test_sign_flip_test_rejects_as_often_as_it_says() -> None:
@@ -111,9 +124,9 @@ def test_plots_place_values_in_order_and_inside() -> None:
     assert len(places) == 2 and places[1] < places[0]
     assert all(svg_plots.LEFT <= x <= svg_plots.WIDTH - svg_plots.RIGHT for x in places)
     assert "a &amp; b" in drawing and "a & b" not in drawing
-    dots = svg_plots.strip_plot({"a": [0.5, 0.5, 0.7], "b": []}, "Dice", colors)
+    dots = svg_plots.strip_plot({"a": [0.5, 0.5, 0.7], "b": []}, {"a": 0.55}, "Dice", colors)
     assert dots.count("<circle") == dots.count(colors["a"]) - 1 == 3
-    assert svg_plots.strip_plot({}, "Dice", colors) == ""
+    assert svg_plots.strip_plot({}, {}, "Dice", colors) == ""
     assert svg_plots.line_plot({}, "x", "y", colors) == svg_plots.scatter_plot({}, "x", "y", colors) == ""
     one = svg_plots.scatter_plot({"a": (100.0, 0.5)}, "numbers", "Dice", colors)
     assert "nan" not in one and one.count("<circle") == 1

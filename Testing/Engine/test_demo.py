@@ -14,6 +14,8 @@ from tcurlora.demo.run import LABELED, NEW, run_demo
 from tcurlora.errors import InputError
 from tcurlora.runtime.events import NullEvents
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:

@@ -26,6 +26,8 @@ from tcurlora.runtime.events import NullEvents
 from tcurlora.training import adaptation
 from tcurlora.training.adaptation import AdaptRequest, run_adapt
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("torchrun_worker.py")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tcurlora.cli import doctor
+from tcurlora.runtime.system_memory import memory
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +114,7 @@ def test_description_of_a_sound_computer() -> None:
 
 
 def test_memory_is_plausible() -> None:
-    total, available = doctor.memory()
+    total, available = memory()
     assert total is not None
     assert 2**28 < total < 2**50
     assert available is None or 0 < available <= total

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from tcurlora.errors import InputError
 from tcurlora.evaluation.folders import evaluate_folders
-from tcurlora.evaluation.scores import Score, compare_scores, score_case, summarize
+from tcurlora.evaluation.gain import compare_scores, summarize
+from tcurlora.evaluation.scores import Score, score_case
 from tcurlora.imaging.segmentations import write_segmentation
 from tcurlora.imaging.structures import Structure, parse_labels
 
@@ -125,7 +126,7 @@ def test_summary_leaves_out_what_is_absent_and_says_how_many_counted() -> None:
     assert summary["x"]["dice_sd"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
     assert summary["x"]["dice_min"] == 0.6
     assert summary["x"]["hd95_mm_sd"] is None
-    assert summary["mean"]["dice_mean"] == pytest.approx(0.6)
+    assert summary["mean"]["dice_mean"] == pytest.approx(((0.8 + 0.5) / 2 + 0.6) / 2)
     assert summary["mean"]["hd95_mm_mean"] == pytest.approx(3.0)
     assert summary["mean"]["n"] == 2
     assert summarize([score("a", "x", None)])["x"]["dice_mean"] is None
@@ -218,6 +219,20 @@ def test_spacing_of_the_files_reaches_the_distances(tmp_path: Path) -> None:
     assert case["hd95_mm"] == pytest.approx(2.5, rel=1e-5)
 
 
+def test_scans_of_a_subject_are_averaged_first(tmp_path: Path) -> None:
+    """Where the folder of cases says whose they are."""
+    site = tmp_path / "site"
+    for case, dice in (("a1", 1), ("a2", 1), ("b", 0)):
+        save(site / "labels" / f"{case}.nii.gz", boxes(1, 0), {})
+        save(site / "images" / f"{case}.nii.gz", boxes(1, 0), {})
+        save(tmp_path / "p" / f"{case}.nii.gz", boxes(dice, 1 - dice), {})
+    assert evaluate_folders(tmp_path / "p", site / "labels")["summary"]["mean"]["dice_mean"] == pytest.approx(2 / 3)
+    (site / "cases.csv").write_text("file,subject\na1,anna\na2,anna\nb,ben\n", encoding="utf-8")
+    summary = evaluate_folders(tmp_path / "p", site / "labels")["summary"]
+    assert summary["mean"]["dice_mean"] == summary["label 1"]["dice_mean"] == 0.5
+    assert (summary["mean"]["n"], summary["mean"]["subjects"]) == (3, 2)
+
+
 def test_files_without_names_use_declared_names_or_numbers(tmp_path: Path) -> None:
     save(tmp_path / "t" / "a.nii.gz", boxes(1, 2), {})
     save(tmp_path / "p" / "a.nii.gz", boxes(1, 0), {})
@@ -295,3 +310,33 @@ def test_background_is_not_scored(tmp_path: Path, names: dict[str, int]) -> None
     report = evaluate_folders(tmp_path / "p", tmp_path / "t", parse_labels("1=front,2=background"))
     assert [(c["structure"], c["dice"]) for c in report["cases"]] == [("front", 1.0)]
     assert report["problems"] == []
+
+
+def test_voxels_that_nobody_labeled_count_nowhere() -> None:
+    truth = np.zeros((20, 20, 21), np.int32)
+    truth[5:15, 5:15, 4:17] = 1
+    predicted = np.zeros_like(truth)
+    predicted[5:15, 6:16, 4:17] = 1  # shifted by one voxel of 2 mm
+    ignored = np.ones(truth.shape, bool)
+    ignored[..., 6:16:3] = False  # every third slice is labeled
+    whole = score_case("a", predicted, truth, (1.0, 2.0, 5.0), {"x": 1})[0]
+    partly = truth.copy()
+    partly[ignored] = 99
+    (score,) = score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, ignored)
+    assert score.dice == pytest.approx(whole.dice) == pytest.approx(0.9)
+    assert score.truth_volume_ml == pytest.approx(whole.truth_volume_ml * 4 / 13)
+    # The outline in the slices is compared, and not the slices' own faces.
+    assert score.hd95_mm == pytest.approx(2.0)
+    # What is predicted where nobody labeled is no error.
+    predicted[ignored] = 1
+    assert score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, ignored)[0].dice == score.dice
+    nothing = np.ones_like(ignored)
+    (score,) = score_case("a", predicted, partly, (1.0, 2.0, 5.0), {"x": 1}, nothing)
+    assert score.dice is None and score.hd95_mm is None
+
+
+def test_overlapping_structures_are_scored_one_by_one() -> None:
+    layers = np.zeros((2, 8, 8, 8), np.int32)
+    layers[0, 1:7, 1:7, 1:7], layers[1, 2:5, 2:5, 2:5] = 1, 2
+    scores = score_case("a", layers, layers[:1], (1.0, 1.0, 1.0), {"outer": 1, "inner": 2})
+    assert [score.dice for score in scores] == [1.0, 0.0]

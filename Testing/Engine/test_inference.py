@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.imaging.structures import Structure
-from tcurlora.inference.segmenter import Segmenter, normalized_entropy
+from tcurlora.inference.segmenter import Segmenter
+from tcurlora.inference.uncertainty import normalized_entropy
 from tcurlora.method.head import class_logits
 from tcurlora.models.base_model import Windowing
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing

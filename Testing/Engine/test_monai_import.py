@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import SimpleITK as sitk
 
 import tcurlora
@@ -59,6 +60,7 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_results_are_the_same_to_the_last_bit() -> None:
     assert run(f"from tcurlora.runtime.monai_import import import_monai; import_monai()\n{RESULTS}") == run(RESULTS)
 

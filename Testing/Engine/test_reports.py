@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 
-from tcurlora.evaluation.reports import build_report, first_line, model_card, summary_table, table
-from tcurlora.evaluation.scores import Score, compare_scores, summarize
+import pytest
+
+from tcurlora.evaluation.gain import ESTIMAND, compare_scores, summarize
+from tcurlora.evaluation.reports import build_report, comparison_table, first_line, model_card, summary_table
+from tcurlora.evaluation.scores import Score
+from tcurlora.runtime.plain_text import table
 
 
 def scores(**structures: list[float]) -> list[Score]:
@@ -18,8 +22,8 @@ def scores(**structures: list[float]) -> list[Score]:
     ]
 
 
-def line(base: list[Score], adapted: list[Score]) -> str:
-    return first_line(compare_scores(base, adapted))
+def line(base: list[Score], adapted: list[Score], new: tuple[str, ...] = ()) -> str:
+    return first_line(compare_scores(base, adapted, new=new))
 
 
 def test_first_line_of_an_adapter_that_helps() -> None:
@@ -64,6 +68,50 @@ def test_first_line_without_cross_validation() -> None:
     assert "unknown" in first_line(None)
 
 
+def test_first_line_of_a_structure_that_the_base_cannot_segment() -> None:
+    """There is nothing to raise or improve: what counts is what the adapter reaches."""
+    said = line(scores(tumor=[0.0] * 4), scores(tumor=[0.7, 0.8, 0.6, 0.7]), ("tumor",))
+    assert said == ("On your 4 scans the adapter reaches a tumor Dice of 0.70; the base model cannot segment it.")
+    both = line(scores(tumor=[0.0] * 4, edema=[0.0] * 4), scores(tumor=[0.7] * 4, edema=[0.5] * 4), ("tumor", "edema"))
+    assert "reaches a mean Dice of 0.60" in both and "weakest: edema, 0.50" in both
+    for words in (said, both):
+        assert not any(verb in words for verb in ("raise", "improve", "help", "lower", "gain"))
+
+
+def test_new_structures_have_no_part_in_the_gain_over_the_base() -> None:
+    base = scores(hippocampus=[0.8] * 4, tumor=[0.0] * 4)
+    adapted = scores(hippocampus=[0.7] * 4, tumor=[0.9] * 4)
+    said = line(base, adapted, ("tumor",))
+    assert "does not help on your 4 scans: it lowers hippocampus Dice from 0.80 to 0.70" in said
+    assert "Keep using the base model for hippocampus. New to the base model: tumor, Dice 0.90." in said
+    comparison = compare_scores(base, adapted, new=("tumor",))
+    assert comparison["structures"]["tumor"]["base_dice"] is None
+    assert comparison["structures"]["tumor"]["adapted_dice"] == comparison["structures"]["tumor"]["adapted_dice"] == 0.9
+    shown = comparison_table(comparison).splitlines()
+    assert [" ".join(row.split()) for row in shown[2:]] == [
+        "hippocampus 0.800 ± 0.000 0.700 ± 0.000 3.00 ± 0.00 3.00 ± 0.00",
+        "tumor - 0.900 ± 0.000 - 3.00 ± 0.00",
+    ]
+
+
+def test_first_line_counts_subjects_where_they_are_fewer_than_scans() -> None:
+    base, adapted = scores(x=[0.5] * 4), scores(x=[0.6, 0.6, 0.6, 0.9])
+    subjects = {score.case: "b" if score.case.endswith("3") else "a" for score in base}
+    said = first_line(compare_scores(base, adapted, subjects))
+    assert said.startswith("On your 4 scans of 2 subjects the adapter raises x Dice from 0.50 to 0.75")
+
+
+def test_uncorrected_cases_prove_nothing() -> None:
+    base, adapted = scores(x=[0.5, 0.5, 1.0]), scores(x=[0.6, 0.7, 1.0])
+    report = build_report(base, adapted, [], {}, {}, uncorrected=[base[2].case])
+    comparison = report["cross_validation"]["comparison"]
+    assert comparison["mean"]["n"] == 2 and comparison["mean"]["dice_difference"] == pytest.approx(0.15)
+    assert report["cross_validation"]["uncorrected"] == ["case 03"]
+    assert "2 of 2 scans improve" in report["summary"] and "1 scan is not counted" in report["summary"]
+    none = build_report(base, adapted, [], {}, {}, uncorrected=[score.case for score in base])
+    assert "unknown" in none["summary"] and "3 scans are not counted" in none["summary"]
+
+
 def test_tables() -> None:
     assert table(["name", "n"], [["a", "10"], ["long name", "5"]]) == (
         "name        n\n---------  --\na          10\nlong name   5"
@@ -84,7 +132,7 @@ TRAINING = {"steps": 160, "seed": 0, "cache": "/home/anna/cache", "best_case": "
 CONFIG = {
     "peft_type": "TCURLORA",
     "r": 8,
-    "preset": "compact",
+    "method": "compact",
     "seed": 0,
     "base_model": {"name": "hippocampus_unetr", "sha256": "ab" * 32},
     "structures": [{"name": "hippocampus", "value": 1}],
@@ -101,20 +149,18 @@ def test_report_holds_every_score_and_no_name() -> None:
     assert [case["case"] for case in validation["adapted"]["cases"]] == ["case 01", "case 02", "case 03"]
     assert [case["dice"] for case in validation["adapted"]["cases"]] == [0.9, 0.8, 0.7]
     assert validation["adapted"]["cases"][0]["structure"] == "hippocampus"
-    assert validation["base"]["summary"]["hippocampus"]["n"] == 3
+    assert validation["comparison"]["structures"]["hippocampus"]["n"] == 3
     assert validation["comparison"]["cases"][2]["case"] == "case 03"
     assert validation["folds"] == [{"train": ["case 01", "case 02"], "test": ["case 03"]}]
     assert report["training"]["best_case"] == "case 02"
     assert "ller" not in json.dumps(report, ensure_ascii=False)
-    kept = build_report(BASE, ADAPTED, FOLDS, TRAINING, {}, keep_names=True)
-    assert kept["cross_validation"]["adapted"]["cases"][0]["case"] == "Müller^Anna 0"
+    assert validation["subjects"] == {f"case 0{n}": f"subject 0{n}" for n in (1, 2, 3)}
 
 
 def test_a_structure_named_like_a_case_keeps_its_name() -> None:
     base = [Score("x", "x", 0.5, None, None, 1, 1)]
     report = build_report(base, base, [], {}, {})
     assert report["cross_validation"]["base"]["cases"][0]["structure"] == "x"
-    assert list(report["cross_validation"]["base"]["summary"]) == ["x", "mean"]
     assert list(report["cross_validation"]["comparison"]["structures"]) == ["x"]
 
 
@@ -127,6 +173,7 @@ def test_model_card_tells_what_is_needed_and_nothing_private() -> None:
         "tcurlora segment --model FOLDER --input scan.nii.gz --out scan.seg.nrrd",
         "| hippocampus | 0.700 ± 0.100 | 0.800 ± 0.100 |",
         "| steps | 160 |",
+        ESTIMAND,
         "| torch | 2.13.0 |",
         "| adapter bytes | 9000 |",
     ):

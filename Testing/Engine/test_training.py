@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tcurlora.cases.cached_case import CachedCase
+from tcurlora.cases.cached_case import CachedCase, save_case
 from tcurlora.errors import InputError, MemoryExhausted, TCurLoraError
 from tcurlora.method.channels import Channel
 from tcurlora.method.config import TensorCurConfig
@@ -23,7 +23,7 @@ from tcurlora.models.opening import load_base_model
 from tcurlora.runtime.events import NullEvents
 from tcurlora.training import trainer as training
 from tcurlora.training.presets import training_settings
-from tcurlora.training.trainer import TrainingResult, TrainingSettings, augmentation, learning_rate_factor, train
+from tcurlora.training.trainer import TrainingResult, TrainingSettings, learning_rate_factor, train
 
 CPU = torch.device("cpu")
 ROI = (16, 16, 16)
@@ -36,10 +36,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory, make_scan: Callable[..., Any
     cached = []
     for seed in range(3):
         image, labels = (sitk.GetArrayFromImage(part).T for part in make_scan(seed))
-        case = CachedCase(f"case{seed}", folder / f"{seed}.image.npy", folder / f"{seed}.label.npy")
-        np.save(case.image, ((image - image.mean()) / image.std())[None].astype(np.float32))
-        np.save(case.label, labels.astype(np.uint8))
-        cached.append(case)
+        normalized = ((image - image.mean()) / image.std())[None].astype(np.float32)
+        cached.append(save_case(f"case{seed}", normalized, labels.astype(np.uint8), folder, str(seed)))
     return cached
 
 
@@ -346,8 +344,8 @@ def test_too_little_memory_for_one_patch_is_said(bundle: Path, cases: list[Cache
 
 
 def test_loss_that_is_no_number_is_said(bundle: Path, cases: list[CachedCase], tmp_path: Path) -> None:
-    broken = CachedCase("broken", tmp_path / "image.npy", cases[0].label)
-    np.save(broken.image, np.full_like(np.load(cases[0].image), np.nan))
+    image, label = cases[0].load()
+    broken = save_case("broken", np.full_like(image, np.nan), label, tmp_path, "broken")
     with pytest.raises(TCurLoraError, match="loss became nan at step 1") as caught:
         run(adapted(bundle), [broken], steps=2)
     assert caught.value.remedy
@@ -360,36 +358,6 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert factors[:10] == sorted(set(factors[:10]))
     assert factors[10:] == sorted(set(factors[10:]), reverse=True)
     assert factors[100] == pytest.approx(0, abs=1e-12)
-
-
-def test_augmentation_keeps_left_left_and_varies_the_rest() -> None:
-    label = torch.zeros(1, 24, 24, 24, dtype=torch.long)
-    # Four marks that a mirror on any axis, or a swap of axes, would put out of order.
-    for value, corner in ((1, (6, 12, 12)), (2, (17, 12, 12)), (3, (12, 6, 12)), (4, (12, 12, 6))):
-        label[0][tuple(slice(c - 1, c + 2) for c in corner)] = value
-    image = label.float() * 10
-    augment = augmentation((24, 24, 24))
-    seen = []
-    for seed in range(40):
-        augment.set_random_state(seed)
-        (patch,) = augment({"image": image, "label": label})
-        assert patch["image"].shape == patch["label"].shape == (1, 24, 24, 24)
-        assert set(patch["label"].unique().tolist()) <= {0, 1, 2, 3, 4}
-        one, two, three, four = (torch.nonzero(patch["label"][0] == v).float().mean(0) for v in (1, 2, 3, 4))
-        assert one[0] < two[0] - 5 and three[1] < two[1] - 2 and four[2] < two[2] - 2, seed
-        seen.append(patch["image"])
-    assert len({tuple(image.flatten().tolist()) for image in seen}) > 30  # each change has a chance of not happening
-
-
-def test_augmented_label_follows_the_image() -> None:
-    label = torch.zeros(1, 20, 20, 20, dtype=torch.long)
-    label[0, 6:14, 7:13, 5:12] = 1
-    augment = augmentation(ROI)
-    for seed in range(10):
-        augment.set_random_state(seed)
-        (patch,) = augment({"image": label.float() * 100, "label": label})
-        bright = patch["image"] > patch["image"].max() / 2
-        assert (bright == (patch["label"] == 1)).float().mean() > 0.97
 
 
 def test_every_method_has_settings_and_an_unknown_one_is_refused() -> None:

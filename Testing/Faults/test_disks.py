@@ -14,9 +14,9 @@ from children import Finished, in_child
 from kills import PACKAGE, make_inputs
 
 from tcurlora.runtime.atomic_files import whole_folder
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")]
 
 
 @pytest.fixture(scope="module")

@@ -76,14 +76,14 @@ def test_pickle_in_the_place_of_weights_or_checkpoint_is_not_executed(samples: P
 
 @pytest.mark.parametrize("pattern", [r"(\w|\w\w)+#", r"(a+)+$", ".*" * 20 + "#", "x{1,9999}{1,9999}", 7])
 @pytest.mark.parametrize("key", ["modules_to_save", "target_modules"])
-def test_expression_that_would_take_years_is_refused(samples: Path, key: str, pattern: object) -> None:
+def test_expression_that_would_take_years_is_not_run(samples: Path, key: str, pattern: object) -> None:
+    network = load_base_model(samples / "bundle").build()
+    expected = load_adapter(network, samples / "adapter").trained_state()
     path = samples / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, key: [pattern]}), encoding="utf-8")
-    network = load_base_model(samples / "bundle").build()
     began = time.monotonic()
-    with pytest.raises(InputError):
-        load_adapter(network, samples / "adapter")
+    assert load_adapter(network, samples / "adapter").trained_state().keys() == expected.keys()
     assert time.monotonic() - began < 2
 
 

@@ -10,7 +10,7 @@ import kills
 import pytest
 from children import in_child
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from tcurlora.models.adapter_files import load_adapter
 from tcurlora.models.adapter_library import export_adapter, import_adapter, list_adapters, remove_adapter
 from tcurlora.models.opening import load_base_model
 from tcurlora.runtime.atomic_files import temporary_beside
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts sessions as POSIX does")
 

@@ -17,12 +17,11 @@ from tcurlora import __version__
 from tcurlora.errors import Cancelled, InputError, TCurLoraError, as_user_error
 from tcurlora.runtime.events import ConsoleEvents, EventSink, JsonEvents
 from tcurlora.runtime.parent_process import attach
+from tcurlora_contract.methods import COMPARED, METHODS
 
 if TYPE_CHECKING:
     from tcurlora.inference.segmenter_cache import SegmenterCache
 
-METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),
@@ -122,9 +121,36 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "say what works here: python, torch, device, memory, disk, models")
 
-    models = command("models", _models, "list, show, fetch, add or remove base models")
-    models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
-    models.add_argument("name", nargs="?", help="name of the model; for add: folder of a MONAI bundle")
+    models = command("models", _models, "list, show, fetch, add, import or remove base models")
+    models.add_argument("action", choices=("list", "show", "fetch", "add", "import", "remove"))
+    models.add_argument(
+        "name",
+        nargs="?",
+        help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net; "
+        "for import: a weights file",
+    )
+    models.add_argument("--name", dest="new_name", help="for add and import: name of the model here (default: its own)")
+    models.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="for fetch: you have read the licence of a model that may not be used for every purpose",
+    )
+    models.add_argument("--like", default="", help="for import: a base model of the same network, or a similar one")
+    models.add_argument("--network", default="", help="for import: class of the network, such as SwinUNETR")
+    models.add_argument("--arguments", default="", help="for import: arguments of the network (JSON, or a file of it)")
+    models.add_argument("--structures", default="", help="for import: names of the output channels, with commas")
+    models.add_argument("--regions", action="store_true", help="for import: the structures may overlap (sigmoid)")
+    models.add_argument("--inputs", default="", help="for import: names of the input channels, with commas")
+    models.add_argument("--spacing", default="", help="for import: voxel size in mm, such as 1.5,1.5,2, or none")
+    models.add_argument("--intensity", default="", help="for import: zscore, minmax, none, or a range such as -175,250")
+    models.add_argument("--window", default="", help="for import: size of the window in voxels, such as 96,96,96")
+    models.add_argument("--fold", default="", help="for add: folds of an nnU-Net to keep, such as 0,1,2 (default: 0)")
+    models.add_argument(
+        "--orientation",
+        default="",
+        help="for add: orientation of an nnU-Net's training data, such as RAS or LPS, which nnU-Net does not record; "
+        "'stored' takes scans as they are stored, as nnU-Net does",
+    )
 
     check = command("check", _check, "check cases against a base model, without training")
     _add_site(check)
@@ -158,6 +184,12 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument(
+        "--mirror", action="store_true", help="also mirror each window, as nnU-Net can; several times slower"
+    )
+    segment.add_argument(
+        "--fold", default="", help="of an nnU-Net: the fold to use, or several to average, such as 0,1,2 (default: 0)"
+    )
     segment.add_argument("--uncertainty", action="store_true", help="also write a voxel map of uncertainty")
     segment.add_argument("--job", help="folder for request, log and result (default: none)")
 
@@ -205,9 +237,9 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command("merge", _merge, "write adapter and base as one MONAI bundle that needs this program no longer")
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
-    merge.add_argument("--out", required=True, help="folder of the new bundle")
+    merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
 
     demo = command("demo", _demo, "the whole path on real MRI, with nothing to download")
@@ -248,6 +280,12 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
         metavar="SITE=BASE+BASE",
         help="which base structures one of yours consists of, or 'new'; may be given several times",
     )
+    parser.add_argument(
+        "--labels-complete",
+        action="store_true",
+        help="a voxel without a label holds none of the base's other structures either (default: they are kept as the "
+        "base segments them, because scans are seldom labeled with all of them)",
+    )
 
 
 def _doctor(options: argparse.Namespace, _events: EventSink) -> int:
@@ -264,10 +302,16 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
 
     if options.action == "list":
         rows = [
-            [entry["name"], entry.get("title", ""), ", ".join(entry.get("structures", ())), _where(entry)]
+            [
+                entry["name"],
+                entry.get("kind", ""),
+                entry.get("title", ""),
+                _in_short(entry.get("structures", ())),
+                _where(entry),
+            ]
             for entry in catalogue.list_models()
         ]
-        _print(options, catalogue.list_models(), _columns(["name", "title", "structures", "on disk"], rows))
+        _print(options, catalogue.list_models(), _columns(["name", "kind", "title", "structures", "on disk"], rows))
         return 0
     name = _required_name(options)
     if options.action == "show":
@@ -276,15 +320,41 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
         description = describe_base(name)
         _print(options, description, describe_base_in_words(description))
     elif options.action == "fetch":
-        _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
+        path = catalogue.fetch_model(name, events, options.accept_licence)
+        _print(options, {"path": str(path)}, f"Fetched '{name}'.")
+    elif options.action == "import":
+        _import_weights(options, Path(name))
     elif options.action == "add":
-        _print(
-            options, {"path": str(catalogue.add_model(Path(name), _require_loadable))}, f"Added '{Path(name).name}'."
+        from tcurlora.models.kinds import AddOptions
+        from tcurlora.models.opening import load_base_model
+
+        added = catalogue.add_model(
+            Path(name),
+            lambda folder: _require_loadable(folder, options.fold),
+            options.new_name,
+            AddOptions(options.fold, options.orientation),
         )
+        _print(options, {"path": str(added)}, "\n".join([f"Added '{added.name}'.", *load_base_model(added).notes]))
     else:
         catalogue.remove_model(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
     return 0
+
+
+def _import_weights(options: argparse.Namespace, weights: Path) -> None:
+    from dataclasses import fields
+
+    from tcurlora.models import catalogue
+    from tcurlora.models.bare_weights import Description, write_described
+
+    description = Description(**{field.name: getattr(options, field.name) for field in fields(Description)})
+    name = options.new_name or weights.stem
+    path = catalogue.make_model(name, lambda folder: write_described(weights, folder, description))
+    _print(options, {"path": str(path)}, f"Added '{name}'.")
+
+
+def _in_short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:6])}, ... ({len(names)})"
 
 
 def _check(options: argparse.Namespace, events: EventSink) -> int:
@@ -292,18 +362,29 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
 
     from tcurlora.training.target_site import check_site, open_site
 
-    site = open_site(options.base, options.data, options.labels, options.map, strict=False)
+    site = open_site(
+        options.base,
+        options.data,
+        options.labels,
+        options.map,
+        strict=False,
+        labels_complete=options.labels_complete,
+    )
     findings = check_site(site)
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
     words.append(f"Structures: {', '.join(f'{s.name} (label {s.value})' for s in site.structures) or 'none'}.")
-    words.append(f"{len(site.dataset.cases)} cases, {errors} problem{'' if errors == 1 else 's'}.")
+    subjects = len({case.subject for case in site.dataset.cases})
+    whose = f"{len(site.dataset.cases)} cases of {subjects} subject{'' if subjects == 1 else 's'}"
+    words.append(f"{whose}, {errors} problem{'' if errors == 1 else 's'}.")
     report = {
         "cases": len(site.dataset.cases),
+        "subjects": subjects,
         "errors": errors,
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),
         "structures": [{"name": s.name, "value": s.value, "base": site.matched[s.name]} for s in site.structures],
+        "kept_structures": [{"name": s.name, "value": s.value} for s in site.kept],
     }
     if options.guess:
         from tcurlora.runtime.devices import choose_device
@@ -336,6 +417,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         name=options.name,
+        labels_complete=options.labels_complete,
     )
     out = Path(options.out)
     job = Path(options.job or f"{out}.job")
@@ -364,7 +446,14 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.runtime.job_folder import remove_job
 
     request = SegmentRequest(
-        options.model, tuple(options.input), options.out, options.base, options.device, options.uncertainty
+        options.model,
+        tuple(options.input),
+        options.out,
+        options.base,
+        options.device,
+        options.uncertainty,
+        mirror=options.mirror,
+        fold=options.fold,
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:
@@ -383,7 +472,7 @@ def _evaluate(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.evaluation.reports import summary_table
     from tcurlora.imaging.structures import parse_labels
     from tcurlora.models.adapter_files import require_absent
-    from tcurlora.runtime.events import write_json
+    from tcurlora.runtime.json_files import write_json
 
     if options.out:
         require_absent(Path(options.out))
@@ -421,6 +510,7 @@ def _compare(options: argparse.Namespace, events: EventSink) -> int:
         labels=options.labels,
         mapping=tuple(options.map),
         device=options.device,
+        labels_complete=options.labels_complete,
     )
     result = run_compare(request, events)
     if not options.json:
@@ -469,7 +559,7 @@ def _merge(options: argparse.Namespace, _events: EventSink) -> int:
 
     adapter = find_adapter_or_path(options.model)
     merge_adapter(adapter, Path(options.out), base_of_adapter(adapter, options.base))
-    _print(options, {"path": options.out}, f"Merged bundle: {options.out}")
+    _print(options, {"path": options.out}, f"Merged model: {options.out}")
     return 0
 
 
@@ -503,11 +593,11 @@ def _serve(options: argparse.Namespace, _events: EventSink) -> int:
     return 0
 
 
-def _require_loadable(folder: Path) -> None:
+def _require_loadable(folder: Path, fold: str) -> None:
     """Open a base model and build its network, or raise what is wrong with it."""
     from tcurlora.models.opening import load_base_model
 
-    load_base_model(folder).build()
+    load_base_model(folder, fold).build()
 
 
 def _print(options: argparse.Namespace, content: Any, words: str) -> None:
@@ -515,9 +605,9 @@ def _print(options: argparse.Namespace, content: Any, words: str) -> None:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines) if rows else "None."
+    from tcurlora.runtime.plain_text import table
+
+    return table(header, rows, words=True) if rows else "None."
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError
-from tcurlora.evaluation.reports import table
 from tcurlora.method.model import TensorCurModel
 from tcurlora.method.stacks import find_stacks
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.catalogue import list_models
 from tcurlora.models.opening import load_base_model
+from tcurlora.runtime.plain_text import table, times
 from tcurlora.training.presets import PRESETS, preset
 from tcurlora.training.target_site import head_of
 
@@ -35,7 +37,13 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
         "description": base.metadata.get("description", ""),
         "version": base.metadata.get("version", ""),
         "licence": base.metadata.get("licence", base.metadata.get("license", "")),
+        "kind": base.kind,
+        "channels": list(base.channels),
+        "input_channels": list(base.input_channels),
+        "regions": base.activation == "sigmoid",
         "structures": base.structures,
+        "spacing": None if base.preprocessing.spacing is None else list(base.preprocessing.spacing),
+        "origin": _origin(base),
         "network": base.network_name,
         "in_channels": base.in_channels,
         "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
@@ -50,15 +58,26 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
     }
 
 
+def _origin(base: BaseModel) -> str:
+    """Where the model comes from, as `list_models` says it; its folder for one that is not among them."""
+    for entry in list_models():
+        if entry["on_disk"] and Path(entry["path"]).resolve() == base.folder.resolve():
+            return str(entry["origin"])
+    return str(base.folder)
+
+
 def describe_base_in_words(description: Mapping[str, Any]) -> str:
     """Lay out `describe_base` for the terminal."""
     spacing = description["preprocessing"]["spacing"]
     lines = [
         f"{description['name']} {description['version']}  {description['description']}".strip(),
-        f"Structures: {', '.join(description['structures'])}",
+        f"Kind: {description['kind']}, {description['origin']}",
+        f"Structures: {', '.join(description['structures'])}"
+        + (", which may overlap" if description["regions"] else ""),
+        f"Input channels: {', '.join(description['input_channels'])}",
         f"Network: {description['network']}, {description['numbers']:,} numbers, "
-        f"window {_times(description['preprocessing']['roi_size'])} voxels"
-        + (f" of {_times(spacing)} mm" if spacing else ""),
+        f"window {times(description['preprocessing']['roi_size'])} voxels"
+        + (f" of {times(spacing)} mm" if spacing else ""),
         f"Licence: {description['licence']}",
         f"SHA-256: {description['sha256']}",
         "",
@@ -67,7 +86,7 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
     rows = [
         [
             s["kind"],
-            _times(s["shape"]),
+            times(s["shape"]),
             str(s["taps"]),
             str(len(s["slices"])),
             s["slices"][0] + (" ..." if len(s["slices"]) > 1 else ""),
@@ -81,7 +100,3 @@ def describe_base_in_words(description: Mapping[str, Any]) -> str:
         for method, counts in description["trained"].items()
     ]
     return "\n".join(lines)
-
-
-def _times(numbers: list[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)

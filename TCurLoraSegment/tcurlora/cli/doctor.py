@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -14,9 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tcurlora.models.adapter_library import data_folder, library_folder
+from tcurlora.runtime.system_memory import memory
+from tcurlora_contract.folders import adapters_folder, data_folder
 
-PACKAGES = ("torch", "monai", "SimpleITK", "numpy", "scipy", "safetensors", "einops")
+PACKAGES = (
+    "torch",
+    "monai",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "einops",
+    "filelock",
+    "pydicom",
+    "PyYAML",
+)
+_MODULES = {"PyYAML": "yaml"}
+"""Packages that are imported under another name."""
+
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_MEMORY = 4 * 2**30
 MINIMUM_DISK = 2 * 2**30
@@ -78,7 +91,7 @@ def _version(name: str) -> str | None:
 
 def _package(name: str) -> dict[str, Any]:
     version = _version(name)
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(_MODULES.get(name, name))
     there = spec is not None and spec.origin is not None  # a folder that an uninstallation left has no origin
     if version is None and there:
         return _item(name, "of unknown version")  # as packages that were not installed by pip
@@ -114,36 +127,6 @@ def _memory() -> list[dict[str, Any]]:
     return items
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Total and available main memory in bytes, None where the system does not tell."""
-    if sys.platform == "win32":
-        return _windows_memory()
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total: int | None = page * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None, None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return total, None
-    return total, available
-
-
-def _windows_memory() -> tuple[int | None, int | None]:
-    class Status(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
-            (name, ctypes.c_ulonglong)
-            for name in ("total", "available", "page_total", "page_free", "virtual_total", "virtual_free", "extended")
-        ]
-
-    status = Status()
-    status.length = ctypes.sizeof(status)
-    done = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
-    return (status.total, status.available) if done else (None, None)
-
-
 def _disk() -> dict[str, Any]:
     folder = _existing(data_folder())
     free = shutil.disk_usage(folder).free
@@ -151,7 +134,7 @@ def _disk() -> dict[str, Any]:
 
 
 def _adapters_folder() -> dict[str, Any]:
-    folder = library_folder()
+    folder = adapters_folder()
     writable = True
     try:
         # A trial tells more than permission bits, which say little about network drives and Windows.

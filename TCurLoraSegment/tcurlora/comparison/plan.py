@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cases.dataset import Case, check_cases, require_no_errors
+from tcurlora.cases.case import Case
+from tcurlora.cases.checks import check_cases, require_no_errors
 from tcurlora.errors import InputError
 from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.runtime.json_files import read_object
 from tcurlora.training.target_site import Site, check_site, fold_cases
 from tcurlora.training.trainer import TrainingSettings
+from tcurlora_contract.job_files import LOCK, REQUEST
+from tcurlora_contract.methods import COMPARED
 
 BASE = "base"
-DEFAULT_METHODS = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
+DEFAULT_METHODS = COMPARED
 RATE_FACTORS = (1.0, 10**-0.5, 10**0.5, 0.1, 10.0, 10**-1.5, 10**1.5)
 """The grid around a method's own learning rates, in the order in which more trials extend it."""
 
@@ -47,6 +51,8 @@ class CompareRequest:
         labels: names of label values in `data` and `test`.
         mapping: site structures by base structures.
         device: `auto`, `cpu`, `cuda`, ...
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
@@ -68,6 +74,7 @@ class CompareRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     device: str = "auto"
+    labels_complete: bool = False
 
     def binding(self) -> dict[str, Any]:
         """What must stay the same when a comparison goes on, as JSON types; methods and seeds may be added."""
@@ -82,9 +89,9 @@ class CompareRequest:
         One that an earlier version began lacks later options, which then have their defaults.
         """
         try:
-            written = dict(json.loads((folder / "job.json").read_text(encoding="utf-8"))["request"])
+            written = dict(read_object(folder / REQUEST)["request"])
             return cls(**{"out": str(folder), **written}), written
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
@@ -222,7 +229,7 @@ def require_good_cases(site: Site, test: Sequence[Case]) -> None:
                 "subject_on_both_sides",
             )
         together = replace(site.dataset, cases=(*site.dataset.cases, *test))
-        findings = check_cases(together, site.structures, site.base.in_channels)
+        findings = check_cases(together, site.structures, site.base.in_channels, overlapping=site.overlapping)
     require_no_errors(findings)
 
 
@@ -232,7 +239,8 @@ def require_usable_folder(out: Path) -> None:
     Raises:
         InputError: when it is so.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and CompareRequest.begun(out) is None)):
+    used = out.is_dir() and any(entry.name != LOCK for entry in out.iterdir())
+    if out.exists() and (not out.is_dir() or (used and CompareRequest.begun(out) is None)):
         raise InputError(f"'{out}' exists and is not the folder of a comparison.", "Choose another --out.", "exists")
     above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

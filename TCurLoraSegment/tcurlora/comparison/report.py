@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tcurlora.comparison import svg_plots
-from tcurlora.comparison.results import number, overview, summary_words
+from tcurlora.comparison.results import MEASURES, number, overview, summary_words
 from tcurlora.errors import TCurLoraError
-from tcurlora.evaluation.paired_statistics import MEASURES, Row
-from tcurlora.evaluation.scores import MEAN
+from tcurlora.evaluation.gain import ESTIMAND, MEAN, Row
 from tcurlora.runtime.atomic_files import whole_file
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 
 TITLES = {"dice": "Dice", "hd95_mm": "HD95, mm"}
 STYLE = """
@@ -134,7 +133,12 @@ def _part_html(part: Mapping[str, Any], title: str, colors: Mapping[str, str]) -
             series = {
                 name: list(part["cases"][measure].get(name, {}).get(structure, {}).values()) for name in part["summary"]
             }
-            sections.append(svg_plots.strip_plot(series, f"{TITLES[measure]}, {structure}", colors))
+            means = {
+                name: numbers[measure]["mean"]
+                for name, summary in part["summary"].items()
+                if measure in (numbers := summary.get(structure, {}))
+            }
+            sections.append(svg_plots.strip_plot(series, means, f"{TITLES[measure]}, {structure}", colors))
     sections.append(_cases_html(part))
     return sections
 
@@ -148,11 +152,12 @@ def _summary_html(part: Mapping[str, Any]) -> str:
         for structure in structures:
             for measure, digits in zip(MEASURES, (4, 2), strict=True):
                 numbers = summary[structure].get(measure, {})
-                sd = numbers.get("sd_cases")
+                sd = numbers.get("sd")
                 cells.append(number(numbers.get("mean"), digits) + ("" if sd is None else f" ± {sd:.{digits}f}"))
         rows.append([name, *cells, str(summary[MEAN]["without_distance"])])
     return (
-        _html_table(header, rows) + "<p>Mean and standard deviation over cases; each case is the mean of its runs.</p>"
+        _html_table(header, rows)
+        + f"<p>Mean and standard deviation over subjects. {ESTIMAND} A scan's score is the mean of its runs.</p>"
     )
 
 
@@ -232,6 +237,7 @@ def _rules_html(settings: Mapping[str, Any]) -> str:
         )
     else:
         rule = "Learning rates: each method's own, without a search."
+    new = settings.get("new_structures", ())
     splits = [
         f"split {s['number']}: {s['training_cases']} cases of {s['training_subjects']} subjects to train on, "
         f"{s['test_cases']} of {s['test_subjects']} to test on"
@@ -245,10 +251,13 @@ def _rules_html(settings: Mapping[str, Any]) -> str:
         f"for the same seed, AdamW, one cycle; seeds {', '.join(map(str, settings['seeds']))}. The weights that are "
         "kept are those with the lowest loss on fixed patches of the training cases.",
         rule,
-        "Differences: runs are averaged for each case, cases for each subject; the interval draws subjects again with "
-        "replacement (10,000 times, percentiles), the test turns the signs of subjects' differences (two-sided). "
+        f"{ESTIMAND} A difference is the mean over subjects of the difference of two methods; its interval is a "
+        "bootstrap over subjects (9,999 resamples, percentiles), the test a two-sided sign-flip permutation test on "
+        "the subjects' differences. A structure counts in a scan that has it, or where a method marks it although it "
+        "is absent: Dice 0 for that method, 1 for one that leaves it out. Distances are compared where both have one. "
         "Corrected: Holm, over the methods. Both say how it would be with other patients, not with other training "
         "cases; '± runs' is the standard deviation over trainings. An interval from few subjects is too narrow.",
+        *([f"The base model has no output for {', '.join(new)}; its means are over the rest."] if new else ()),
         "Adapter size: the numbers and index sets that are stored, in float32 and int64. Time: median of a step; peak "
         "memory: held at most in two steps, beyond the base's weights. Both on "
         f"{settings['device']} with {settings['threads']} thread(s), on a machine that may have had other work.",

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tcurlora.evaluation.paired_statistics import MEASURES, Row, case_values, compare, holm, spread
-from tcurlora.evaluation.reports import table
-from tcurlora.evaluation.scores import MEAN
+from tcurlora.evaluation.gain import MEAN, Row, average, case_values, counted, gain, spread
+from tcurlora.evaluation.paired_statistics import holm
+from tcurlora.runtime.plain_text import table
 
 SCHEMA = 1
+BASE = "base"
+MEASURES = ("dice", "hd95_mm")
 
 
 def build_results(
@@ -24,7 +26,8 @@ def build_results(
     """Put together what `results.json` holds.
 
     Args:
-        settings: how the comparison was made; `reference` names the method that the others are compared with.
+        settings: how the comparison was made; `reference` names the method that the others are compared with,
+            `new_structures` what the base model cannot segment: there it has no score.
         methods: what each method is and costs.
         rows: the scores of all runs.
         curves: for each method the curve of each run.
@@ -38,8 +41,8 @@ def build_results(
     # The runs that a spread is taken over must be tested on the same cases: folds are not, draws nearly are.
     runs = ("seed",) if settings["kind"] == "folds" else ("split", "seed")
     parts = {}
-    for part, against in (("test", reference), ("own", "base")):
-        mine = [row for row in rows if row.part == part]
+    for part, against in (("test", reference), ("own", BASE)):
+        mine = [row for row in rows if row.part == part and not _cannot_be_had(row, settings)]
         parts[part] = _part(mine, list(methods), against, runs) if mine else None
     return {
         "schema": SCHEMA,
@@ -56,17 +59,21 @@ def summary_words(results: Mapping[str, Any]) -> str:
     """Say in one line which method is best, and how far the reference is from it."""
     summary, reference = results["test"]["summary"], results["settings"]["reference"]
     means = {name: summary[name][MEAN]["dice"]["mean"] for name in summary if "dice" in summary[name].get(MEAN, {})}
-    if reference not in means:
+    if not means:
         return "No case could be scored."
     best = max(means, key=lambda name: means[name])
+    if reference not in means:
+        return f"{reference} cannot segment these structures; the best is {best} with a mean Dice of {means[best]:.4f}."
     own = f"{reference} reaches a mean Dice of {means[reference]:.4f}"
     if best == reference:
         return f"{own}, more than every other method."
     numbers = results["test"]["differences"][best]["dice"][MEAN]
+    if numbers["difference"] is None:
+        return f"{own}; {best} has {means[best]:.4f}, on other structures."
     interval = numbers["ci95"]
     words = "" if interval is None else f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
     words = f"{numbers['difference']:+.4f}{words}, {numbers['subjects']} subjects"
-    return f"{own}; most has {best}, {means[best]:.4f} ({words})."
+    return f"{own}; the best is {best} with {means[best]:.4f} ({words})."
 
 
 def table_words(results: Mapping[str, Any]) -> str:
@@ -98,37 +105,41 @@ def overview(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _cannot_be_had(row: Row, settings: Mapping[str, Any]) -> bool:
+    return row.method == BASE and row.structure in settings.get("new_structures", ())
+
+
 def _part(rows: Sequence[Row], methods: Sequence[str], against: str, runs: Sequence[str]) -> dict[str, Any]:
     """Summaries by method and structure, differences from a method, and the values of the cases."""
     values = {measure: case_values(rows, measure) for measure in MEASURES}
-    structures = [*dict.fromkeys(row.structure for row in rows), MEAN]
+    names = list(dict.fromkeys(row.structure for row in rows))
+    counting = counted(rows)
     summary: dict[str, Any] = {}
     differences: dict[str, Any] = {}
     for method in methods:
         mine = [row for row in rows if row.method == method]
         summary[method] = {
             structure: {
-                measure: {
-                    "mean": statistics.fmean(group.values()),
-                    "sd_cases": statistics.stdev(group.values()) if len(group) > 1 else None,
-                    "cases": len(group),
-                }
+                measure: {"mean": found.mean, "sd": found.sd, "subjects": found.subjects, "cases": found.cases}
                 for measure in MEASURES
-                if (group := values[measure].get(method, {}).get(structure))
+                if (found := average(values[measure].get(method, {}).get(structure, {})))
             }
-            for structure in structures
+            for structure in (*names, MEAN)
         }
-        summary[method][MEAN]["dice_spread_over_runs"] = spread(mine, runs)
+        summary[method][MEAN]["dice_spread_over_runs"] = spread(mine, runs, counting)
         # Where the truth has the structure and the result has not, there is no distance to average.
         summary[method][MEAN]["without_distance"] = sum(row.hd95_mm is None and row.truth_volume_ml > 0 for row in mine)
         if method != against:
             differences[method] = {
                 measure: {
-                    structure: compare(
-                        values[measure].get(method, {}).get(structure, {}),
-                        values[measure].get(against, {}).get(structure, {}),
+                    structure: asdict(
+                        gain(
+                            values[measure].get(method, {}),
+                            values[measure].get(against, {}),
+                            names if structure == MEAN else [structure],
+                        )
                     )
-                    for structure in structures
+                    for structure in (*names, MEAN)
                 }
                 for measure in MEASURES
             }
@@ -156,8 +167,8 @@ def _dice_by_step(
     courses: dict[str, list[dict[str, float]]] = {}
     for step, rows in sorted(rows_at.items()):
         for method, group in case_values(rows, "dice").items():
-            if mine := group.get(MEAN):
-                courses.setdefault(method, []).append({"step": step, "dice": statistics.fmean(mine.values())})
+            if found := average(group.get(MEAN, {})):
+                courses.setdefault(method, []).append({"step": step, "dice": found.mean})
     for method, course in courses.items():
         mean = test["summary"][method][MEAN].get("dice")
         if mean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,10 @@ import torch
 from torch import nn
 
 from tcurlora.cases.cached_case import CachedCase, cache_case
-from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import with_channels_of
+from tcurlora.cases.checks import require_no_errors
+from tcurlora.cases.dataset import find_cases
 from tcurlora.comparison.methods import Method, parse_methods
 from tcurlora.comparison.plan import (
     BASE,
@@ -33,13 +37,14 @@ from tcurlora.comparison.report import write_report
 from tcurlora.comparison.results import build_results, summary_words, table_words
 from tcurlora.comparison.retention import OwnData, open_own_data
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.evaluation.paired_statistics import Row
+from tcurlora.evaluation.gain import Row, mean_dice
+from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import parse_labels
 from tcurlora.method.adapted_model import AdaptedModel
 from tcurlora.models.adapter_files import weights_bytes
 from tcurlora.runtime.devices import choose_device
 from tcurlora.runtime.events import EventSink, NullEvents, Tee
-from tcurlora.runtime.job_folder import JobFolder
+from tcurlora.runtime.job_folder import JobFolder, hold_job
 from tcurlora.runtime.memory import peak_bytes
 from tcurlora.training.adaptation import describe_site, versions
 from tcurlora.training.target_site import Site, fold_cases, open_site, score_cases
@@ -62,8 +67,14 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
         `report` (the HTML page), `table` (CSV), `results` (JSON), `summary` (one line) and `text` (a table).
 
     Raises:
-        InputError: for anything wrong with the input, before anything is written.
+        InputError: for anything wrong with the input, before anything is written; `busy` when another run is at work
+            in the folder.
     """
+    with ExitStack() as held:
+        return _run_compare(request, events, held)
+
+
+def _run_compare(request: CompareRequest, events: EventSink, held: ExitStack) -> dict[str, Any]:
     names = request.methods or DEFAULT_METHODS
     methods = parse_methods((BASE, *(name for name in names if name.strip() != BASE)))
     steps = request.steps or TrainingSettings.steps
@@ -78,8 +89,14 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
     require_usable_folder(out)
     device = choose_device(request.device)
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
-    test = find_cases(Path(request.test), parse_labels(request.labels)).cases if request.test else ()
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
+    test: tuple[Case, ...] = ()
+    if request.test:
+        found = with_channels_of(find_cases(Path(request.test), parse_labels(request.labels)), site.base.input_channels)
+        require_no_errors(found.findings)
+        test = found.cases
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
     own = open_own_data(site, request.own_data, request.own_labels) if request.own_data else None
@@ -104,6 +121,7 @@ def run_compare(request: CompareRequest, events: EventSink) -> dict[str, Any]:
 
     own_structures = [structure.to_dict() for structure in own.structures] if own else []
     inputs = describe_site(site, (*test, *(own.cases if own else ())), own_structures=own_structures)
+    held.enter_context(hold_job(out))
     run.job = _open_job(out, request, inputs)
     run.events = Tee(events, run.job.events)
     run.prepare()
@@ -155,7 +173,7 @@ class _Comparison:
         training = {case.name: case for split in self.splits for case in split.training}
         for number, case in enumerate(training.values(), start=1):
             self.cached[case.name] = cache_case(
-                case, self.site.structures, self.site.base.preprocessing, self.job.cache
+                case, self.site.structures, self.site.base.preprocessing, self.job.cache, self.site.overlapping
             )
             self.events.emit("progress", step=number, total=len(training))
 
@@ -188,10 +206,10 @@ class _Comparison:
                 record = self._run(name, split, seed, key, factor)
                 self.job.remember(key, record)
                 (self.job.path / f"{key}.safetensors").unlink(missing_ok=True)
-            dice = [score["dice"] for score in record["test"] if score["dice"] is not None]
-            if dice:
+            dice = mean_dice([Score(**score) for score in record["test"]], _subjects(split.test))
+            if dice is not None:
                 fields = {"method": name, "split": split.number, "seed": seed}
-                self.events.emit("metric", name="dice", value=statistics.fmean(dice), **fields)
+                self.events.emit("metric", name="dice", value=dice, **fields)
             records.append(record)
         return records
 
@@ -274,8 +292,7 @@ class _Comparison:
                 raise
             return 0.0
         scores = score_cases(self.site.segmenter(model, self.device), held_out, self.site.structures)
-        dice = [score.dice for score in scores if score.dice is not None]
-        return statistics.fmean(dice) if dice else 0.0
+        return mean_dice(scores, _subjects(held_out)) or 0.0
 
     def _settings(self, name: str, factor: float, seed: int) -> TrainingSettings:
         method, _ = self.methods[name]
@@ -301,7 +318,8 @@ class _Comparison:
     ) -> TrainingResult:
         cached = [self.cached[case.name] for case in cases]
         groups, roi_size = self.site.groups(model.config), self.site.base.windows.roi_size
-        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step)
+        kept = self.site.kept_channels(self.network, model.config)
+        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step, kept)
 
     def _short_training(self, name: str, steps: int) -> None:
         settings = replace(self._settings(name, 1.0, 0), steps=steps, check_every=steps)
@@ -379,6 +397,7 @@ class _Comparison:
             "reference": reference,
             "base": {"name": self.site.base.name, "sha256": self.site.base.sha256},
             "structures": [structure.name for structure in self.site.structures],
+            "new_structures": [name for name, sources in self.site.matched.items() if not sources],
             "steps": self.steps,
             "batch": example.batch,
             "seeds": list(self.request.seeds),
@@ -446,6 +465,10 @@ class _Comparison:
     def real_names(self) -> dict[str, str]:
         """The name behind each number, for the table that stays at the site."""
         return {alias: name for (_, name), (_, alias) in self.aliases().items()}
+
+
+def _subjects(cases: Sequence[Case]) -> dict[str, str]:
+    return {case.name: case.subject for case in cases}
 
 
 class _Clock:

@@ -32,7 +32,9 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def strip_plot(series: Mapping[str, Sequence[float]], axis: str, colors: Mapping[str, str]) -> str:
+def strip_plot(
+    series: Mapping[str, Sequence[float]], means: Mapping[str, float], axis: str, colors: Mapping[str, str]
+) -> str:
     """One row for each method: a dot for each case, and a bar at the mean."""
     values = [value for group in series.values() for value in group]
     if not values:
@@ -45,8 +47,8 @@ def strip_plot(series: Mapping[str, Sequence[float]], axis: str, colors: Mapping
             # Dots of a row are spread in height, always alike, so that equal values stay visible.
             y = middle + (number * 5 % 11 - 5) * 0.9
             parts.append(_circle(_x(value, marks), y, 2.4, colors[name], 0.45, f"{name}: {value:.4g}"))
-        if group:
-            x = _x(sum(group) / len(group), marks)
+        if name in means:
+            x = _x(means[name], marks)
             parts.append(_line(x, middle - 10, x, middle + 10, colors[name], 3))
     return _rows(list(series), marks, axis, parts)
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import write_image
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.json_files import write_json
 
 SIMULATION_NOTE = (
     "These patients are simulated: the left hippocampus of the ICBM 2009c T1 template (an average of 152 people) with "

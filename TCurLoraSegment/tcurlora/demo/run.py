@@ -5,21 +5,23 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from tcurlora.cases.dataset import Case, find_cases, read_case_labels
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import read_case_image
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
 from tcurlora.demo.pictures import side_by_side
-from tcurlora.evaluation.reports import summary_table
-from tcurlora.evaluation.scores import compare_scores, summarize
+from tcurlora.evaluation.gain import MEAN, compare_scores
+from tcurlora.evaluation.reports import comparison_table
 from tcurlora.imaging.grids import label_array, to_array
-from tcurlora.imaging.images import read_image
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, require_absent
 from tcurlora.runtime.devices import choose_device
-from tcurlora.runtime.events import EventSink, write_json
+from tcurlora.runtime.events import EventSink
+from tcurlora.runtime.json_files import write_json
 from tcurlora.training.adaptation import AdaptRequest, run_adapt
 from tcurlora.training.target_site import Site, open_site, score_cases
 
@@ -63,19 +65,19 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
     base = site.segmenter(TensorCurModel(network, site.config(network, request.method)), device)
     adapted = site.segmenter(load_adapter(network, out / "adapter"), device)
     base_scores, scores = (score_cases(segmenter, cases, site.structures) for segmenter in (base, adapted))
-    comparison = compare_scores(base_scores, scores)
+    comparison = compare_scores(base_scores, scores, {case.name: case.subject for case in cases})
     write_json(out / "comparison.json", {**comparison, "note": SIMULATION_NOTE, "scores": [asdict(s) for s in scores]})
     shutil.rmtree(out / "job", ignore_errors=True)
     _picture(site, cases[0], base, adapted, out / "comparison.png")
-    table = summary_table({"base": summarize(base_scores), "adapted": summarize(scores)})
-    before, after = (mean(s.dice for s in part if s.dice is not None) for part in (base_scores, scores))
+    before, after = comparison[MEAN]["base_dice"], comparison[MEAN]["adapted_dice"]
+    verb = "raised" if after > before else "lowered"
     text = "\n".join(
         [
             "",
-            table,
+            comparison_table(comparison),
             "",
-            f"{LABELED} labeled patients raised the Dice of {NEW} new ones from {before:.3f} to {after:.3f}; "
-            f"the adapter holds {summary['trained']:,} trained numbers in {summary['bytes'] / 1000:.0f} kB.",
+            f"{LABELED} labeled patients {verb} the Dice of {NEW} new ones from {before:.3f} to {after:.3f}; "
+            f"the adapter holds {summary['trained']:,} trained parameters in {summary['bytes'] / 1000:.0f} kB.",
             SIMULATION_NOTE,
             f"Picture: {out / 'comparison.png'}",
         ]
@@ -84,7 +86,7 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
 
 
 def _picture(site: Site, case: Case, base: Segmenter, adapted: Segmenter, path: Path) -> None:
-    image = read_image(case.image)
+    image = read_case_image(case)
     results, captions = [], ["", "Harvard-Oxford atlas"]
     for segmenter in (base, adapted):
         results.append(label_array(segmenter.segment(image)[0]))

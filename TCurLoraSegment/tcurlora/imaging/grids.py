@@ -7,8 +7,8 @@ acquisition allows: axes are permuted and flipped, an oblique scan stays oblique
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from tcurlora.errors import InputError
 
 SPACING_TOLERANCE = 1e-3
 """Relative difference of spacings up to which no resampling is worth its blur."""
+
+SAME_VOXEL = 1e-2
+"""Part of a voxel by which its center may differ in two files of one grid, as from rounding."""
 
 ANTIALIAS_FROM = 1.2
 """Downsampling by more than this factor is preceded by a Gaussian filter."""
@@ -32,11 +35,22 @@ Floats = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
 
+class Scores(Protocol):
+    """Scores of each class on the prepared grid, of which one class at a time is in memory; an array is one too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(class, *axes)."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The scores of one class: (*axes) float32."""
+
+
 def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     """Say in words how the grids of two images differ.
 
     Returns:
-        None when the images have the same size and all voxel centers agree within a thousandth of the smallest
+        None when the images have the same size and all voxel centers agree within a hundredth of the smallest
         spacing (or 0.0001 mm, whichever is more); else for example `size 35x51x35 against 36x51x35`.
     """
     if a.GetSize() != b.GetSize():
@@ -44,7 +58,7 @@ def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     corners = _corners(a.GetSize())
     # Both maps from index to place are affine, so their difference is largest at a corner.
     distance = float(np.linalg.norm(_places(a, corners) - _places(b, corners), axis=1).max())
-    if distance <= _tolerance(a, b):
+    if distance <= tolerance(a, b):
         return None
     words = []
     if not np.allclose(a.GetSpacing(), b.GetSpacing(), rtol=SPACING_TOLERANCE, atol=0):
@@ -53,7 +67,7 @@ def geometry_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     if angle > 0.01:
         words.append(f"orientation differs by {angle:.3g} degrees")
     shift = math.dist(a.GetOrigin(), b.GetOrigin())
-    if shift > _tolerance(a, b):
+    if shift > tolerance(a, b):
         words.append(f"origin differs by {shift:.3g} mm")
     return ", ".join(words) or f"voxel centers differ by up to {distance:.3g} mm"
 
@@ -78,7 +92,7 @@ def to_model_grid(image: sitk.Image, spacing: tuple[float, float, float] | None,
     """
     oriented: sitk.Image = sitk.DICOMOrient(image, "RAS")
     if spacing is not None:
-        _require_resamplable(oriented, spacing)
+        require_resamplable(oriented.GetSize(), oriented.GetSpacing(), spacing)
     if not label:
         pixel = sitk.sitkFloat32 if oriented.GetNumberOfComponentsPerPixel() == 1 else sitk.sitkVectorFloat32
         oriented = sitk.Cast(oriented, pixel)
@@ -104,11 +118,23 @@ def to_array(image: sitk.Image) -> Floats:
 
 
 def label_array(image: sitk.Image) -> npt.NDArray[np.int32]:
-    """Return the labels of a scalar image as an (x, y, z) array."""
-    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), dtype=np.int32)
+    """Return labels as an (x, y, z) array, or as (layer, x, y, z) where the image has several components."""
+    return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T, dtype=np.int32)
 
 
-def labels_from_grid(probabilities: Floats, grid: sitk.Image, target: sitk.Image) -> sitk.Image:
+def index_of_largest(maps: Iterable[Floats]) -> npt.NDArray[np.uint16]:
+    """Return which of several maps has the largest value in each voxel, the first one in a tie; one map at a time."""
+    remaining = iter(maps)
+    best = np.array(next(remaining))  # a copy, because it is changed
+    winner = np.zeros(best.shape, np.uint16)
+    for index, values in enumerate(remaining, start=1):
+        better = values > best
+        np.copyto(best, values, where=better)
+        np.copyto(winner, np.uint16(index), where=better)
+    return winner
+
+
+def labels_from_grid(probabilities: Scores, grid: sitk.Image, target: sitk.Image) -> sitk.Image:
     """Decide for each voxel of a scan which class is the most probable one there.
 
     Probabilities are interpolated linearly, one class at a time, so that memory holds two volumes of the scan and not
@@ -116,7 +142,8 @@ def labels_from_grid(probabilities: Floats, grid: sitk.Image, target: sitk.Image
     background.
 
     Args:
-        probabilities: (class, x, y, z) on `grid`, the background first; any monotone score serves.
+        probabilities: (class, x, y, z) on `grid`, the background first; any monotone score serves. One class at a time
+            is asked for.
         grid: an image in the geometry of the probabilities; its voxels are not looked at.
         target: the scan.
 
@@ -127,18 +154,14 @@ def labels_from_grid(probabilities: Floats, grid: sitk.Image, target: sitk.Image
         InputError: when the shape of the probabilities is not that of the grid.
     """
     _require_shape(probabilities.shape[1:], grid)
+    classes = (probabilities[index] for index in range(probabilities.shape[0]))
     if _shares_voxels(grid, target):
-        classes = _image(np.argmax(probabilities, axis=0).astype(np.uint16), grid)
-        return _exactly(_resampled(classes, target, sitk.sitkNearestNeighbor), target)
+        return _exactly(_resampled(_image(index_of_largest(classes), grid), target, sitk.sitkNearestNeighbor), target)
     # Outside the grid every class reads 0, and the background, being first, wins the tie.
-    best = _voxels(_linear(_image(probabilities[0], grid), target))
-    winner = np.zeros(best.shape, np.uint16)
-    for index in range(1, probabilities.shape[0]):
-        score = _voxels(_linear(_image(probabilities[index], grid), target))
-        better = score > best
-        best[better] = score[better]
-        winner[better] = index
-    return _exactly(sitk.GetImageFromArray(winner), target)
+    return _exactly(
+        sitk.GetImageFromArray(index_of_largest(_voxels(_linear(_image(scores, grid), target)) for scores in classes)),
+        target,
+    )
 
 
 def map_from_grid(values: Floats, grid: sitk.Image, target: sitk.Image, outside: float = 0.0) -> sitk.Image:
@@ -176,6 +199,44 @@ def on_grid_of(labels: sitk.Image, image: sitk.Image) -> sitk.Image | None:
     return _exactly(placed, image)
 
 
+def labels_on_grid(labels: sitk.Image, grid: sitk.Image) -> npt.NDArray[np.int32]:
+    """Bring labels onto a grid: each of its voxels gets the label with the largest share of it.
+
+    Args:
+        labels: integers of one component, in the geometry of their scan.
+        grid: an image whose axes are those of the labels, permuted and flipped.
+
+    Returns:
+        (x, y, z) labels on the grid.
+    """
+    axes = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.GetDirection())
+    oriented = sitk.DICOMOrient(labels, axes)
+    if _shares_voxels(oriented, grid):
+        return label_array(_resampled(oriented, grid, sitk.sitkNearestNeighbor))
+    return label_array(_resample_labels(oriented, grid))
+
+
+def require_resamplable(size: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> None:
+    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for a grid of that extent.
+
+    Args:
+        size: of the scan in voxels.
+        spacing: of the scan in mm.
+        wanted: that of the model in mm.
+
+    Raises:
+        InputError: when the scan cannot be brought there.
+    """
+    factors = [old / new for old, new in zip(spacing, wanted, strict=True)]
+    voxels = math.prod(max(1.0, n * factor) for n, factor in zip(size, factors, strict=True))
+    if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
+        raise InputError(
+            f"The scan has voxels of {_times(spacing)} mm, which cannot be brought to the model's {_times(wanted)} mm.",
+            "Check the voxel size of the scan, which may be in another unit than mm.",
+            "bad_spacing",
+        )
+
+
 def _corners(size: Sequence[int]) -> Matrix:
     return np.array([[i, j, k] for i in (0, size[0] - 1) for j in (0, size[1] - 1) for k in (0, size[2] - 1)], float)
 
@@ -190,9 +251,10 @@ def _places(image: sitk.Image, indices: Matrix) -> Matrix:
     return np.asarray(indices @ scaled.T + np.array(image.GetOrigin()))
 
 
-def _tolerance(*images: sitk.Image) -> float:
+def tolerance(*images: sitk.Image) -> float:
+    """Return the distance in mm by which grids may differ and count as one: a hundredth of the smallest voxel."""
     finest = min(float(min(image.GetSpacing())) for image in images)
-    return max(1e-3 * finest, 1e-4)
+    return max(SAME_VOXEL * finest, 1e-4)
 
 
 def _angle(a: Matrix, b: Matrix) -> float:
@@ -211,7 +273,7 @@ def _shares_voxels(grid: sitk.Image, target: sitk.Image) -> bool:
     whole = np.rint(step)
     permutes = bool((np.abs(whole).sum(axis=0) == 1).all() and (np.abs(whole).sum(axis=1) == 1).all())
     indices = (_places(target, _corners(target.GetSize())) - np.array(grid.GetOrigin())) @ inverse.T
-    return permutes and bool(np.abs(indices - np.rint(indices)).max() < 1e-3)
+    return permutes and bool(np.abs(indices - np.rint(indices)).max() < SAME_VOXEL)
 
 
 def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
@@ -227,19 +289,6 @@ def _grid_over(image: sitk.Image, spacing: Sequence[float]) -> sitk.Image:
     grid.SetDirection(image.GetDirection())
     grid.SetOrigin([float(x) for x in origin])
     return grid
-
-
-def _require_resamplable(image: sitk.Image, spacing: Sequence[float]) -> None:
-    """Refuse a voxel size, such as one in meters or micrometers, before memory is taken for a grid of that extent."""
-    factors = [old / new for old, new in zip(image.GetSpacing(), spacing, strict=True)]
-    voxels = math.prod(max(1.0, n * factor) for n, factor in zip(image.GetSize(), factors, strict=True))
-    if voxels > MAX_GRID_VOXELS or min(factors) < 1 / COARSEST:
-        raise InputError(
-            f"The scan has voxels of {_times(image.GetSpacing())} mm, which cannot be brought to the model's "
-            f"{_times(spacing)} mm.",
-            "Check the voxel size of the scan, which may be in another unit than mm.",
-            "bad_spacing",
-        )
 
 
 def _sigmas(image: sitk.Image, spacing: Sequence[float]) -> list[float]:

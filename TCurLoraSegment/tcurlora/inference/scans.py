@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import (
     IMAGE_SUFFIXES,
     UNCERTAINTY,
@@ -20,7 +21,10 @@ from tcurlora.imaging.images import (
     suffix,
     write_image,
 )
-from tcurlora.imaging.segmentations import names_beside, write_segmentation
+from tcurlora.imaging.intensities import check_intensities
+from tcurlora.imaging.label_layers import has_overlaps
+from tcurlora.imaging.segmentations import keeps_overlaps, names_beside, write_segmentation
+from tcurlora.inference.expected_memory import Expected, expected_bytes, require_memory
 from tcurlora.inference.segmenter_cache import SegmenterCache, open_once
 from tcurlora.models.adapter_files import require_absent
 from tcurlora.runtime import distributed
@@ -29,6 +33,10 @@ from tcurlora.runtime.job_folder import JobFolder, describe_inputs
 
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".stl", ".obj", ".ply", ".vtk", ".vtp", ".zip")
 """Endings of files that nobody means as a folder's name, and that no result is written to."""
+
+
+TOLD_BYTES = 2 * 2**30
+"""A scan that takes more memory than this is announced with what it takes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class SegmentRequest:
         device: `auto`, `cpu`, `cuda`, ...
         uncertainty: also write a voxel map of uncertainty beside each result.
         overlap: of neighboring windows; None takes the model's own.
+        mirror: also mirror each window along the axes that the model allows, and average.
+        fold: of an nnU-Net, whose weights to use: `0`, `all`, or several such as `0,1,2`; the usual one when empty.
     """
 
     model: str
@@ -52,6 +62,8 @@ class SegmentRequest:
     device: str = "auto"
     uncertainty: bool = False
     overlap: float | None = None
+    mirror: bool = False
+    fold: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ def run_segment(
     tasks, left = distributed.first(lambda: _planned(request, again))
     events.emit("stage", name="load", title="Loading the model")
     opener = open_once if segmenters is None else segmenters.open
-    segmenter = opener(request.model, request.base, request.device, request.overlap)
+    segmenter = opener(request.model, request.base, request.device, request.overlap, request.mirror, request.fold)
     job = None
     if job_folder is not None:
         open_job = JobFolder.resume if again else JobFolder.start
@@ -163,13 +175,25 @@ def run_segment(
         def on_window(part: float) -> None:
             events.emit("progress", step=number - 1, total=len(tasks), part=round(part, 3))
 
+        def warn(warning: ImageWarning) -> None:
+            events.emit("warning", code=warning.code, message=f"{warning.message} {warning.remedy}")
+
         problem = None
         try:
-            labels, uncertainty = segmenter.segment(read_image(task.scan), request.uncertainty, on_window)
+            image = read_image(task.scan, warn)
+            check_intensities(image, str(task.scan), warn)
+            _tell_memory(expected_bytes(segmenter, image, request.uncertainty), task, events)
+            labels, uncertainty = segmenter.segment(image, request.uncertainty, on_window)
             task.labels.parent.mkdir(parents=True, exist_ok=True)
             if uncertainty is not None and task.uncertainty is not None:
                 write_image(uncertainty, task.uncertainty)
             write_segmentation(labels, segmenter.structures, task.labels)
+            if has_overlaps(labels) and not keeps_overlaps(task.labels):
+                message = (
+                    f"'{task.labels.name}' holds one label for each voxel, so overlapping structures were written over "
+                    "each other. Write .seg.nrrd files to keep them whole."
+                )
+                events.emit("warning", code="flattened_regions", message=message)
         except TCurLoraError as error:
             # Another scan would be no better off with a base model that fails.
             if len(tasks) == 1 or error.exit_code != InputError.exit_code or error.code == "bad_bundle":
@@ -198,6 +222,17 @@ def run_segment(
             job.finish(result)
         events.emit("result", **result)
     return result
+
+
+def _tell_memory(expected: Expected, task: Task, events: EventSink) -> None:
+    """Say beforehand what a large scan takes, and where that is more than there is."""
+    if expected.memory + expected.disk > TOLD_BYTES:
+        title = f"{task.scan.name}: about {expected.memory / 1e9:.1f} GB of memory"
+        title += f" and a temporary file of {expected.disk / 1e9:.1f} GB" if expected.disk else ""
+        events.emit("stage", name="scan", title=title, memory_bytes=expected.memory, disk_bytes=expected.disk)
+    too_little = require_memory(expected)
+    if too_little is not None:
+        events.emit("warning", code="memory", message=f"{task.scan.name}: {too_little}")
 
 
 def _was_begun(request: SegmentRequest, job_folder: Path) -> bool:

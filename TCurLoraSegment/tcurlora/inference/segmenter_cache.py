@@ -20,7 +20,7 @@ from tcurlora.inference.segmenter import Segmenter
 from tcurlora.method.model import Places, TensorCurModel, find_places, fingerprint
 from tcurlora.models.adapter_files import CONFIG, WEIGHTS, load_adapter, read_adapter_config, read_adapter_structures
 from tcurlora.models.adapter_library import find_adapter, is_adapter, list_adapters
-from tcurlora.models.base_model import BaseModel, file_state
+from tcurlora.models.base_model import BaseModel, Windowing, file_state
 from tcurlora.models.catalogue import list_models
 from tcurlora.models.opening import load_base_model
 from tcurlora.runtime.devices import choose_device
@@ -121,7 +121,15 @@ class SegmenterCache:
         self._open: OrderedDict[Hashable, _Open] = OrderedDict()
         self._base: _OpenBase | None = None
 
-    def open(self, model: str, base: str = "", device: str = "auto", overlap: float | None = None) -> Segmenter:
+    def open(
+        self,
+        model: str,
+        base: str = "",
+        device: str = "auto",
+        overlap: float | None = None,
+        mirror: bool = False,
+        fold: str = "",
+    ) -> Segmenter:
         """Load an adapter on its base, or a plain base model, or find it still open.
 
         Args:
@@ -129,19 +137,27 @@ class SegmenterCache:
             base: base model of an adapter where it is not in the catalogue.
             device: `auto`, `cpu`, `cuda`, ...
             overlap: of neighboring windows; None takes the model's own.
+            mirror: also mirror each window along the axes that the model allows.
+            fold: of an nnU-Net, whose weights to use; not of an adapter, which was made for one.
 
         Raises:
-            InputError: when the model is neither, or the adapter's base is not found.
+            InputError: when the model is neither, the adapter's base is not found, or it has no such folds or axes.
         """
         where = choose_device(device)
         folder = find_adapter_or_path(model)
         adapter = folder if is_adapter(folder) else None
-        found = base_of_adapter(adapter, base) if adapter else _base_named(model)
+        if adapter and fold:
+            raise InputError(
+                f"'{adapter.name}' is an adapter, which was made for one fold of its base.",
+                "Leave out --fold.",
+                "no_fold",
+            )
+        found = base_of_adapter(adapter, base) if adapter else _base_named(model, fold)
         base_key = tuple(file_state(file) for file in found.files)
         adapter_key = tuple(file_state(adapter / name) for name in (CONFIG, WEIGHTS)) if adapter else ()
-        key = (base_key, adapter_key, where, overlap)
+        key = (base_key, adapter_key, where, overlap, mirror)
         if key not in self._open:
-            opened = self._open_base(found.folder, base_key)
+            opened = self._open_base(found.folder, base_key, fold)
             network, channels, structures = _adapted(opened, where, adapter) if adapter else _plain(opened, where)
             description = opened.description
             segmenter = Segmenter(
@@ -149,10 +165,11 @@ class SegmenterCache:
                 channels,
                 structures,
                 description.preprocessing,
-                description.windows if overlap is None else replace(description.windows, overlap=overlap),
+                _windows(description, overlap, mirror),
                 where,
                 description.in_channels,
                 description.build,  # whose trial says what is wrong with a model that fails
+                description.activation,
             )
             self._open[key] = _Open(segmenter, opened, _bytes(network) if adapter else 0)
         self._open.move_to_end(key)
@@ -164,11 +181,11 @@ class SegmenterCache:
         self._open.clear()
         self._base = None
 
-    def _open_base(self, folder: Path, key: Hashable) -> _OpenBase:
+    def _open_base(self, folder: Path, key: Hashable, fold: str) -> _OpenBase:
         if self._base is None or self._base.key != key:
             self._base = None  # before the next one is loaded, not after
             # Read anew after the state of the files has been taken, so that a change in between is not missed.
-            description = load_base_model(folder)
+            description = load_base_model(folder, fold)
             self._base = _OpenBase(key, description, {CPU: description.build(trial=False)})
         return self._base
 
@@ -197,7 +214,25 @@ def _plain(base: _OpenBase, device: torch.device) -> tuple[nn.Module, Sequence[s
     return base.on(device), base.description.channels, base.description.labelled_structures()
 
 
-def open_once(model: str, base: str = "", device: str = "auto", overlap: float | None = None) -> Segmenter:
+def _windows(base: BaseModel, overlap: float | None, mirror: bool) -> Windowing:
+    windows = base.windows if overlap is None else replace(base.windows, overlap=overlap)
+    if not mirror:
+        return windows
+    if not base.mirror_axes:
+        raise InputError(
+            f"The base model '{base.name}' was not trained for mirrored windows.", "Leave out --mirror.", "no_mirroring"
+        )
+    return replace(windows, mirror_axes=base.mirror_axes)
+
+
+def open_once(
+    model: str,
+    base: str = "",
+    device: str = "auto",
+    overlap: float | None = None,
+    mirror: bool = False,
+    fold: str = "",
+) -> Segmenter:
     """Open a segmenter that no other one is opened beside, so that only the weights in use are kept.
 
     Args:
@@ -205,11 +240,13 @@ def open_once(model: str, base: str = "", device: str = "auto", overlap: float |
         base: as there.
         device: as there.
         overlap: as there.
+        mirror: as there.
+        fold: as there.
 
     Raises:
         InputError: as there.
     """
-    segmenter = SegmenterCache().open(model, base, device, overlap)
+    segmenter = SegmenterCache().open(model, base, device, overlap, mirror, fold)
     if isinstance(segmenter.network, AdaptedNetwork):
         segmenter.network = segmenter.network.folded()
     return segmenter
@@ -233,9 +270,9 @@ def find_adapter_or_path(model: str) -> Path:
         return Path(model)
 
 
-def _base_named(model: str) -> BaseModel:
+def _base_named(model: str, fold: str) -> BaseModel:
     try:
-        return load_base_model(model)
+        return load_base_model(model, fold)
     except InputError as error:
         if error.code != "unknown_base":
             raise
@@ -260,7 +297,8 @@ def base_of_adapter(adapter: Path, given: str = "") -> BaseModel:
     if given:
         return load_base_model(given)
     wanted = read_adapter_config(adapter).get("base_model", {})
-    for entry in list_models():
+    # That of the same name first: to know a model by its weights, all of its file has to be read.
+    for entry in sorted(list_models(), key=lambda entry: entry["name"] != wanted.get("name")):
         if entry["on_disk"]:
             try:
                 base = load_base_model(entry["path"])

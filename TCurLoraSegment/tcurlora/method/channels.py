@@ -20,20 +20,24 @@ class Channel:
     source: int | None
 
 
-def plan_channels(matched: Mapping[str, Sequence[str]], base_channels: Sequence[str]) -> list[Channel]:
+def plan_channels(
+    matched: Mapping[str, Sequence[str]], base_channels: Sequence[str], kept: Sequence[str] = ()
+) -> list[Channel]:
     """Lay out the output channels of the adapted network.
 
-    Base channels keep their order and their weights. A base structure that the site does not label counts as
-    background there; one that several structures of the site share is repeated, once for each.
+    Base channels keep their order and their weights. A base structure that the site does not label keeps its name where
+    it is kept, and counts as background otherwise; one that several structures of the site share is repeated, once for
+    each.
 
     Args:
         matched: the result of `match_structures`.
         base_channels: name of each output channel of the base network, the background included.
+        kept: base structures that the site does not label and that are kept.
     """
     channels: list[Channel] = []
     for index, base_name in enumerate(base_channels):
         users = [site for site, sources in matched.items() if base_name in sources]
-        channels += [Channel(name, index) for name in users or [BACKGROUND]]
+        channels += [Channel(name, index) for name in users or [base_name if base_name in kept else BACKGROUND]]
     channels += [Channel(name, None) for name, sources in matched.items() if not sources]
     return channels
 

@@ -16,6 +16,8 @@ from tcurlora.method.tensor_cur import (
 PEFT_TYPE = "TCURLORA"
 
 
+Activation = Literal["softmax", "sigmoid"]
+"""What turns logits into probabilities: one class for each voxel, or regions of their own that may overlap."""
 KINDS = ("linear", "convolution", "transposed")
 
 
@@ -37,6 +39,7 @@ class TensorCurConfig:
         channels: new layout of the head's output channels; None keeps the base's.
         stacks: the stacks in their order; found in the network when None.
         seed: for the random selection.
+        activation: what turns the logits of the output channels into probabilities.
     """
 
     r: int = 8
@@ -51,6 +54,7 @@ class TensorCurConfig:
     channels: tuple[Channel, ...] | None = None
     stacks: tuple[StackSpec, ...] | None = field(default=None, repr=False)
     seed: int = 0
+    activation: Activation = "softmax"
 
     @property
     def has_new_channels(self) -> bool:
@@ -65,6 +69,7 @@ class TensorCurConfig:
             (self.factors, ("relative", "orthonormal", "raw")),
             (self.selection, ("cur", "random")),
             (self.kernels, ("taps", "flat")),
+            (self.activation, ("softmax", "sigmoid")),
             *((kind, KINDS) for kind in self.kinds),
         ):
             if value not in known:
@@ -110,6 +115,7 @@ class TensorCurConfig:
                 channels=None if channels is None else tuple(_channel_from_dict(c) for c in channels),
                 stacks=None if stacks is None else tuple(_stack_from_dict(entry) for entry in stacks),
                 seed=int(content["seed"]),
+                activation=content.get("activation", "softmax"),  # of which older adapters say nothing
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tcurlora.errors import InputError
 from tcurlora.method.channels import Channel
 
-# A structure that the base never saw starts at this much below the background's logit: 2 % of its probability.
+# A structure that the base never saw starts at this much below the background's logit: 2 % of its probability. Of a
+# region that has no background beside it, it is the logit itself: a probability of 2 %.
 NEW_STRUCTURE_LOGIT = -4.0
 
 
@@ -59,15 +60,33 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def laid_out(tensor: Tensor, channels: Sequence[Channel], is_bias: bool) -> Tensor:
-    """Lay the head's weight or bias out for other channels, each started from the base channel that is its source."""
+def laid_out(
+    tensor: Tensor, channels: Sequence[Channel], is_bias: bool, activation: Literal["softmax", "sigmoid"] = "softmax"
+) -> Tensor:
+    """Lay the head's weight or bias out for other channels, each started from the base channel that is its source.
+
+    A channel without a source starts with a low probability everywhere: with a softmax as the background does, but far
+    below it; with a sigmoid, which has no background, from a bias alone.
+
+    Args:
+        tensor: (base channels, ...) weight or bias.
+        channels: of the adapted network.
+        is_bias: which of the two it is.
+        activation: what turns logits into probabilities.
+    """
+    softmax = activation == "softmax"
     uses = {c.source: sum(other.source == c.source for other in channels) for c in channels}
     rows = []
     for channel in channels:
+        if channel.source is None and not softmax:
+            rows.append(torch.full_like(tensor[0], NEW_STRUCTURE_LOGIT if is_bias else 0.0))
+            continue
         row = tensor[0 if channel.source is None else channel.source].clone()
-        if is_bias:
+        if is_bias and channel.source is None:
+            row += NEW_STRUCTURE_LOGIT
+        elif is_bias and softmax:
             # k copies of a channel share its probability, so their union is what the base said.
-            row += NEW_STRUCTURE_LOGIT if channel.source is None else -math.log(uses[channel.source])
+            row -= math.log(uses[channel.source])
         rows.append(row)
     return torch.stack(rows)
 
@@ -85,3 +104,18 @@ def class_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     if [list(group) for group in groups] == [[i] for i in range(logits.shape[1])]:
         return logits
     return torch.stack([torch.logsumexp(logits[:, list(group)], 1) for group in groups], 1)
+
+
+def region_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Join channels that vote for one region, which is the union of theirs: the highest of their logits.
+
+    Args:
+        logits: (b, channels, ...).
+        groups: channel indices of each region.
+
+    Returns:
+        (b, regions, ...); the input itself where each region has one channel, in order.
+    """
+    if [list(group) for group in groups] == [[i] for i in range(logits.shape[1])]:
+        return logits
+    return torch.stack([logits[:, list(group)].amax(1) for group in groups], 1)

@@ -93,7 +93,8 @@ class TensorCurModel(nn.Module):
         if config.channels is not None and config.head is not None:
             for name in head:
                 if name in parameters:
-                    rows = laid_out(parameters[name].detach(), config.channels, is_bias=name.endswith("bias"))
+                    is_bias = name.endswith("bias")
+                    rows = laid_out(parameters[name].detach(), config.channels, is_bias, config.activation)
                     self.whole[_key(name)] = nn.Parameter(rows)
         self.train(network.training)
 

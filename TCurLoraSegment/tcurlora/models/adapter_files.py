@@ -5,8 +5,6 @@ Only what the base does not hold is saved: index sets, cores, the head, and the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,15 +23,14 @@ from tcurlora.imaging.structures import Structure
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.model import TensorCurModel, fingerprint
 from tcurlora.runtime.atomic_files import whole_folder
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.hashing import sha256_of_bytes
+from tcurlora.runtime.json_files import read_object, write_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 REPORT = "report.json"
 CARD = "README.md"
-
-_TAME = re.compile(r"[^+*?{}]*([+*?][^+*?{}]*){0,3}")
-_HARD = re.compile(r"\)[+*?]")
+WHOLE = "whole."
 
 
 def save_adapter(
@@ -61,10 +58,38 @@ def save_adapter(
         # Not by save_file, which hides the file from everybody but its owner; an adapter may lie on a shared drive.
         weights = save(model.trained_state())
         (temporary / WEIGHTS).write_bytes(weights)
-        details["weights_sha256"] = hashlib.sha256(weights).hexdigest()
-        write_json(temporary / CONFIG, {**model.config.to_dict(), "base_model": base, **details})
+        details["weights_sha256"] = sha256_of_bytes(weights)
+        write_json(temporary / CONFIG, {**_resolved_config(model), "base_model": base, **details})
         write_json(temporary / REPORT, dict(report or {}))
         (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def _resolved_config(model: TensorCurModel) -> dict[str, Any]:
+    """Describe the configuration with the names of parameters in place of regular expressions.
+
+    The stacks are in it already, so that no expression is needed to find them again.
+    """
+    return {
+        **model.config.to_dict(),
+        "target_modules": None,
+        "modules_to_save": _trained_whole(model.config, model.trained_state()),
+    }
+
+
+def _trained_whole(config: TensorCurConfig, state: Mapping[str, Tensor]) -> list[str]:
+    """Name the parameters that are trained as they are, besides the head, which the configuration names itself."""
+    names = (key.removeprefix(WHOLE) for key in state if key.startswith(WHOLE))
+    return sorted(name for name in names if name.rpartition(".")[0] != config.head)
+
+
+def _named(config: TensorCurConfig, state: Mapping[str, Tensor]) -> TensorCurConfig:
+    """Let a configuration from a file name exactly the parameters that the file of weights holds.
+
+    Adapters of early versions have regular expressions there. They are not used: an expression from a file may take
+    years.
+    """
+    names = tuple(f"^{re.escape(name)}$" for name in _trained_whole(config, state))
+    return replace(config, target_modules=None, modules_to_save=names)
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> int:
@@ -103,9 +128,10 @@ def load_adapter(
             "Use the base model that is named in the adapter's README.md.",
             "other_base",
         )
-    if not all(_is_tame(pattern) for pattern in (*config.modules_to_save, *(config.target_modules or ()))):
+    if config.stacks is None:
         raise _damaged(folder)
-    stacks = len(config.stacks or ())
+    stacks = len(config.stacks)
+    config = _named(config, state)
     try:
         index_sets = [(state[f"rows.{i}"].long(), state[f"columns.{i}"].long()) for i in range(stacks)]
         if any(rows.dim() != 1 or rows.shape != columns.shape for rows, columns in index_sets):
@@ -134,17 +160,6 @@ def _fits(model: TensorCurModel, config: TensorCurConfig, state: Mapping[str, Te
     )
 
 
-def _is_tame(pattern: object) -> bool:
-    """Say whether a regular expression from a file needs no more than a moment, whatever text it is searched in."""
-    # Repeated groups and many repetitions are what can take years.
-    return (
-        isinstance(pattern, str)
-        and len(pattern) <= 200
-        and bool(_TAME.fullmatch(pattern))
-        and not _HARD.search(pattern)
-    )
-
-
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json.
 
@@ -157,10 +172,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             f"'{folder.name}' is no adapter: it has no {CONFIG}.", "Choose an adapter's folder.", "not_an_adapter"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_object(path)
+    except (OSError, ValueError) as error:
         raise _damaged(folder) from error
-    if not isinstance(content, dict) or not isinstance(content.get("base_model", {}), dict):
+    if not isinstance(content.get("base_model", {}), dict):
         raise _damaged(folder)
     return content
 
@@ -222,7 +237,7 @@ def _read_state(folder: Path, sha256: str | None) -> dict[str, Tensor]:
     try:
         # The bytes, because a file that is mapped into memory cannot be replaced or deleted on Windows.
         content = (folder / WEIGHTS).read_bytes()
-        if sha256 is not None and sha256 != hashlib.sha256(content).hexdigest():
+        if sha256 is not None and sha256 != sha256_of_bytes(content):
             raise _damaged(folder)
         state: dict[str, Tensor] = load(content)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):

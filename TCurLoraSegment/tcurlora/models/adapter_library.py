@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import stat
-import sys
 import tempfile
 import time
 import zipfile
-import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.runtime.archives import Archive, is_file_name, open_archive
 from tcurlora.runtime.atomic_files import put_in_place, whole_file
-from tcurlora.runtime.events import write_json
+from tcurlora.runtime.folder_lock import exclusive
+from tcurlora.runtime.json_files import read_object, write_json
+from tcurlora_contract.folders import adapters_folder as library_folder
+from tcurlora_contract.folders import data_folder as data_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -28,27 +28,9 @@ ADAPTER_FILES = (CONFIG, WEIGHTS, REPORT, CARD)
 MAX_BYTES = 2**30
 STALE_S = 3600.0
 """No import takes so long; what is older was left by a process that was killed."""
-
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-
-
-def data_folder() -> Path:
-    """The folder for this program's data: `TCURLORA_HOME` where set, else where the platform keeps such things."""
-    home = os.environ.get("TCURLORA_HOME")
-    if home:
-        return Path(home)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "TCurLoraSegment"
-
-
-def library_folder() -> Path:
-    """The folder that holds one folder for each adapter; it may not exist yet."""
-    return data_folder() / "adapters"
+WAIT_S = 30.0
+"""How long a change of the library waits for another one."""
+BUSY = "Another program is changing the library; try again when it has finished."
 
 
 def is_adapter(folder: Path) -> bool:
@@ -183,17 +165,13 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
     try:
         if target.exists():
             _require_removable(target)
-        with zipfile.ZipFile(archive) as opened:
-            members = _checked_members(archive, opened)
-            library.mkdir(parents=True, exist_ok=True)
-            _tidy(library)
-            with tempfile.TemporaryDirectory(prefix=".import-", dir=library) as scratch:
+        with open_archive(archive, MAX_BYTES) as opened:
+            members = _members(archive, opened)
+            with _scratch(library, "import") as scratch:
                 new, old = Path(scratch, "new"), Path(scratch, "old", name)
-                new.mkdir()
                 old.parent.mkdir()
-                for file_name, info in members.items():
-                    with opened.open(info) as source, (new / file_name).open("wb") as copy:
-                        shutil.copyfileobj(source, copy)
+                for file_name, inside in members.items():
+                    opened.extract(inside, new / file_name)
                 if _problem(new):
                     raise InputError(f"'{archive}' is not a usable adapter: {_problem(new)}.", "", "not_an_adapter")
                 if target.exists():
@@ -204,8 +182,6 @@ def import_adapter(archive: Path, library: Path | None = None, name: str | None 
                     if old.exists() and not target.exists():
                         os.replace(old, target)
                     raise
-    except (zipfile.BadZipFile, EOFError, zlib.error, UnicodeError, NotImplementedError, ValueError) as error:
-        raise InputError(f"'{archive}' is not a readable zip file.", "Copy or export it anew.", "bad_zip") from error
     except OSError as error:
         where = archive if error.filename == str(archive) else library
         raise _cannot("read" if where == archive else f"import '{name}' into", where, error) from error
@@ -225,9 +201,8 @@ def remove_adapter(name: str, library: Path | None = None) -> None:
         raise InputError(f"The library has no adapter '{name}'.", "See `tcurlora adapters list`.", "unknown_adapter")
     try:
         _require_removable(folder)
-        _tidy(library)
         # The folder leaves the list in one step, so that no half adapter is ever seen.
-        with tempfile.TemporaryDirectory(prefix=".remove-", dir=library) as scratch:
+        with _scratch(library, "remove") as scratch:
             os.replace(folder, Path(scratch, "old"))
     except OSError as error:
         raise _cannot("remove", folder, error) from error
@@ -254,15 +229,26 @@ def rename_adapter(name: str, new_name: str, library: Path | None = None) -> Pat
         raise InputError(f"The library has an adapter '{new_name}' already.", "Choose another name.", "exists")
     config = {**_read_json(folder / CONFIG), "name": new_name}
     try:
-        os.rename(folder, target)
-        try:
-            write_json(target / CONFIG, config)
-        except OSError:
-            os.rename(target, folder)
-            raise
+        with exclusive(library, BUSY, WAIT_S):
+            os.rename(folder, target)
+            try:
+                write_json(target / CONFIG, config)
+            except OSError:
+                os.rename(target, folder)
+                raise
     except OSError as error:
         raise _cannot("rename", folder, error) from error
     return target
+
+
+@contextmanager
+def _scratch(library: Path, work: str) -> Iterator[Path]:
+    """Give a hidden folder in the library for a change of it, while nobody else changes it."""
+    with exclusive(library, BUSY, WAIT_S):
+        library.mkdir(parents=True, exist_ok=True)
+        _tidy(library)
+        with tempfile.TemporaryDirectory(prefix=f".{work}-", dir=library) as scratch:
+            yield Path(scratch)
 
 
 def _tidy(library: Path) -> None:
@@ -277,37 +263,19 @@ def _tidy(library: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _checked_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by name, once every entry has been found harmless."""
+def _members(archive: Path, opened: Archive) -> dict[str, PurePosixPath]:
+    """Return where each of an adapter's files lies in the archive: at the top, or in one folder."""
 
     def refuse(reason: str) -> InputError:
         return InputError(f"'{archive}' is refused: {reason}.", "Import only what `export` wrote.", "unsafe_zip")
 
-    members: dict[str, zipfile.ZipInfo] = {}
-    parents = set()
-    for info in opened.infolist():
-        entry = info.filename.replace("\\", "/")
-        path = PurePosixPath(entry)
-        if entry.startswith("/") or ".." in path.parts or ":" in entry:
-            raise refuse(f"the entry '{info.filename}' points outside of the archive")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise refuse(f"the entry '{info.filename}' is a link or a device")
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise refuse(f"the entry '{info.filename}' is encrypted or packed in an unusual way")
-        is_folder = entry.endswith("/")  # ZipInfo.is_dir fails where there is no name
-        if is_folder and len(path.parts) == 1:
-            continue
-        if is_folder or path.name not in ADAPTER_FILES or len(path.parts) > 2:
-            raise refuse(f"the entry '{info.filename}' does not belong to an adapter")
-        if path.name in members:
-            raise refuse(f"it holds '{path.name}' twice")
-        members[path.name] = info
-        parents.add(path.parent)
-    if sum(info.file_size for info in members.values()) > MAX_BYTES:
-        raise refuse(f"its files would take more than {MAX_BYTES // 2**20} MiB")
-    if len(parents) > 1:
+    for path in (*opened.files, *opened.folders):
+        is_file = path in opened.files
+        if len(path.parts) > 1 + is_file or (is_file and path.name not in ADAPTER_FILES):
+            raise refuse(f"the entry '{path}' does not belong to an adapter")
+    if len({path.parent for path in opened.files}) > 1:
         raise refuse("its files lie in several folders")
-    return members
+    return {path.name: path for path in opened.files}
 
 
 def _require_removable(folder: Path) -> None:
@@ -380,22 +348,14 @@ def _problem(folder: Path) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} in '{path.parent}' is not readable.", "Import it anew.", "bad_json") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path.name} in '{path.parent}' is not a JSON object.", "Import it anew.", "bad_json")
-    return content
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name} in '{path.parent}' is not readable.", "Import it again.", "bad_json") from error
 
 
 def _is_name(name: str) -> bool:
-    """Whether a name is one plain folder name on every platform."""
-    return bool(
-        re.fullmatch(r'[^<>:"/\\|?*\x00-\x1f]+', name)
-        and not name.startswith(".")
-        and not name.endswith((".", " "))
-        and not _RESERVED.fullmatch(name)
-    )
+    """Return whether a name is one plain folder name on every platform, and not a hidden one."""
+    return is_file_name(name) and not name.startswith(".")
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> TCurLoraError:

@@ -23,6 +23,8 @@ from tcurlora.imaging.structures import BACKGROUND, Structure
 from tcurlora.runtime.hashing import sha256_of_file
 
 Activation = Literal["softmax", "sigmoid"]
+WindowWeights = Literal["gaussian", "gaussian_peak", "constant"]
+Padding = Literal["constant", "reflect", "replicate", "circular"]
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,25 @@ class Windowing:
     Attributes:
         roi_size: size of the window in voxels, along the axes of the prepared array.
         overlap: of neighboring windows, as a fraction of their size.
-        mode: weights within a window: `gaussian`, or `constant`.
-        padding_mode: how a scan is filled up that is smaller than the window, as in `torch.nn.functional.pad`.
+        mode: weights within a window: `constant`, `gaussian` (MONAI's: about the middle, never below 0.001), or
+            `gaussian_peak` (nnU-Net's: about the voxel size // 2, as small as it gets).
+        sigma_scale: standard deviation of a gaussian, as a fraction of the window's size.
+        padding_mode: how a scan is filled up on both sides that is smaller than the window.
         blend: what is averaged where windows overlap: `probabilities`, or `logits`.
-        mirror_axes: axes along which windows are mirrored as well, and the results averaged; none by default.
+        mirror_axes: axes of the prepared array along which windows are mirrored as well, in all combinations, and the
+            logits averaged; none by default.
+        placement: `step` goes on by a fixed step and moves the last window back to the edge, as MONAI does; `even`
+            spreads as many windows as that takes evenly, as nnU-Net does.
     """
 
     roi_size: tuple[int, int, int]
     overlap: float = 0.5
-    mode: Literal["gaussian", "constant"] = "gaussian"
-    padding_mode: str = "constant"
+    mode: WindowWeights = "gaussian"
+    padding_mode: Padding = "constant"
     blend: Literal["probabilities", "logits"] = "probabilities"
     mirror_axes: tuple[int, ...] = ()
+    placement: Literal["step", "even"] = "step"
+    sigma_scale: float = 0.125
 
 
 @dataclass(frozen=True)
@@ -107,13 +116,32 @@ class BaseModel(ABC):
         """Names of the structures, without the background, each once."""
         return list(dict.fromkeys(name for name in self.channels if name != BACKGROUND))
 
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Label value of each structure, unless the metadata names another; 1, 2, ... unless a kind has its own.
+
+        Regions are written in the order of the structures to formats that hold one label for each voxel: later ones
+        overwrite earlier ones. An nnU-Net's `regions_class_order` holds these values.
+        """
+        return tuple(range(1, len(self.structures) + 1))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user ought to know, in a sentence each."""
+        return ()
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes of the prepared array along which windows may be mirrored as well; none unless the model says so."""
+        return ()
+
     def labelled_structures(self) -> list[Structure]:
-        """The structures with label values, colors and terminology where the metadata has them, or numbered from 1."""
+        """The structures with label values, colors and terminology where the metadata has them."""
         try:
             known = {entry["name"]: entry for entry in self.metadata.get("structures") or () if "name" in entry}
             return [
-                Structure.from_dict({"value": number, **known.get(name, {}), "name": name})
-                for number, name in enumerate(self.structures, start=1)
+                Structure.from_dict({"value": value, **known.get(name, {}), "name": name})
+                for name, value in zip(self.structures, self.label_values, strict=True)
             ]
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise self.bad("has 'structures' in its metadata that cannot be read") from error

@@ -5,35 +5,32 @@ A download becomes a model only after its hashes have been verified, and no mode
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
-import stat
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.models.adapter_library import data_folder
+from tcurlora.models.bundle_files import KIND as BUNDLE
+from tcurlora.models.bundle_files import belongs, is_bundle, is_folder, read_metadata, terminology_of, weights_of
+from tcurlora.models.found_models import found_models
+from tcurlora.models.kinds import AddOptions, Kind, kind_of
+from tcurlora.models.model_archives import harmless_entries, refused, unpack_models
+from tcurlora.models.model_downloads import Hash, NotThere, Source, download, hash_of, require_safe, source_of
 from tcurlora.runtime.atomic_files import whole_folder
 from tcurlora.runtime.events import EventSink
 
 CATALOGUE = "catalogue.json"
-WEIGHTS = ("model.safetensors", "model.pt")
 # What an archive or a bundle may hold besides its weights: configs, a card, a licence, and zip's own overhead.
 MARGIN_BYTES = 16 * 2**20
-BLOCK_BYTES = 2**20
-TIMEOUT_S = 60
+DEFAULT_OPTIONS = AddOptions()
 
 _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
 _ENGINE = Path(__file__).resolve().parents[1]
@@ -55,12 +52,13 @@ def catalogue_file() -> Path | None:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Describe all known base models: those of the catalogue in its order, then those that the user added, by name.
+    """Describe all known base models: those of the catalogue in its order, those that the user added, those found.
 
     Returns:
-        For each the catalogue's entry (of an added model: name, title and structures) with `on_disk`, `path` (None
-        where it is not on disk), `origin`: `shipped`, `downloaded` (also when it is still to be fetched) or `added`,
-        and `terminology`: the terminology entry of each structure that its metadata.json gives one.
+        For each the catalogue's entry (of another model: name, title and structures, and what its kind knows, such as
+        `input_channels` and `spacing`) with `kind`, `on_disk`, `path` (None where it is not on disk), `origin`:
+        `shipped`, `downloaded` (also when it is still to be fetched), `added`, or `found`, which is another program's,
+        named in `source`; and `terminology`: the terminology entry of each structure that its metadata.json gives one.
 
     Raises:
         InputError: when the catalogue is damaged.
@@ -69,8 +67,17 @@ def list_models() -> list[dict[str, Any]]:
     known = {entry["name"] for entry in entries}
     own = models_folder()
     for folder in sorted(own.iterdir()) if own.is_dir() else []:
-        if _NAME.fullmatch(folder.name) and folder.name not in known and _is_bundle(folder):
-            entries.append(_added(folder))
+        if not _NAME.fullmatch(folder.name) or folder.name in known:
+            continue
+        kind = kind_of(folder)
+        if kind is not None and (kind.name != BUNDLE or weights_of(folder) is not None):
+            entries.append(_added(folder, kind))
+    known = {entry["name"] for entry in entries}
+    entries += [
+        {**entry, "terminology": {}, "on_disk": True, "origin": "found"}
+        for entry in found_models()
+        if entry["name"] not in known
+    ]
     return entries
 
 
@@ -87,22 +94,18 @@ def show_model(name: str) -> dict[str, Any]:
 
 
 def find_base_folder(name_or_folder: str | Path) -> Path:
-    """Find a base model's folder: an existing bundle folder first, then a name of `list_models`.
+    """Find a base model's folder: an existing folder of a model first, then a name of `list_models`.
 
     Raises:
         InputError: when there is none; the message lists the names that there are.
     """
     text = str(name_or_folder)
     folder = Path(name_or_folder)
-    if text and _is_folder(folder):
-        if _is_folder(folder / "configs"):
+    if text and (is_folder(folder) or folder.suffix.lower() in (".pth", ".zip")):
+        if kind_of(folder) is not None:
             return folder
-        if not _NAME.fullmatch(text):
-            raise InputError(
-                f"'{folder.name or folder}' is no base model: it has no folder 'configs'.",
-                "Choose a MONAI bundle folder with configs/metadata.json and configs/inference.json.",
-                "bad_bundle",
-            )
+        if not _NAME.fullmatch(text) or folder.suffix.lower() == ".zip":
+            raise not_a_model(folder)
     entry = show_model(text)
     if entry["on_disk"]:
         return Path(entry["path"])
@@ -117,85 +120,169 @@ def find_base_folder(name_or_folder: str | Path) -> Path:
     )
 
 
-def fetch_model(name: str, events: EventSink) -> Path:
+def fetch_model(name: str, events: EventSink, accept_licence: bool = False) -> Path:
     """Download a model of the catalogue; one that broke off goes on where it stopped.
+
+    Args:
+        name: of the model.
+        events: told of the progress.
+        accept_licence: whether the user has accepted the licence of a model that may not be used for every purpose.
 
     Returns:
         The model's folder; at once when it is there already.
 
     Raises:
-        InputError: when the catalogue does not know it, or what arrived is not what the catalogue promises.
+        InputError: when the catalogue does not know it, its licence has to be accepted first, or what arrived is not
+            what the catalogue promises.
         TCurLoraError: when the download breaks off or cannot be written.
     """
     entry = show_model(name)
     if entry["on_disk"]:
         return Path(entry["path"])
-    if "url" not in entry:
-        raise InputError(f"The base model '{name}' has no address to fetch it from.", "Install it anew.", "no_url")
+    if "sources" not in entry:
+        raise InputError(f"The base model '{name}' has no address to fetch it from.", "Install it again.", "no_url")
+    if entry.get("restricted") and not accept_licence:
+        raise InputError(
+            f"The base model '{name}' may not be used for every purpose: {entry['restricted']}",
+            f"If your use is allowed, accept its licence: tcurlora models fetch {name} --accept-licence",
+            "licence",
+        )
     try:
-        url, archive_sha256, sha256 = str(entry["url"]), str(entry["archive_sha256"]), str(entry["sha256"])
-        limit = int(entry["size"]) + MARGIN_BYTES
-    except (KeyError, TypeError, ValueError) as error:
+        sources = [source_of(source) for source in entry["sources"]]
+        promised = {str(path): hash_of(hashes) for path, hashes in entry.get("weights", {}).items()}
+        limit = int(entry.get("limit") or int(entry["size"]) + MARGIN_BYTES)
+        if not sources or not all(source.verifiable(promised) for source in sources):
+            raise _damaged_catalogue()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged_catalogue() from error
-    _require_safe(url)
-    part = models_folder() / f".{name}.zip.part"
+    for source in sources:
+        for remote in source.files:
+            require_safe(remote.url)
     events.emit("stage", name="fetch", title=f"Fetching the base model '{name}'")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, limit, events)
-        if _sha256(part) != archive_sha256:
-            part.unlink()
-            raise _wrong_hash(f"The file at {url}")
-        with whole_folder(models_folder() / name) as folder:
-            _unpack(part, folder, limit)
-            weights = _weights(folder)
-            if weights is None or _sha256(weights) != sha256:
-                part.unlink()
-                raise _wrong_hash(f"The weights of '{name}'")
-        part.unlink()
+        models_folder().mkdir(parents=True, exist_ok=True)
+        for number, source in enumerate(sources, start=1):
+            try:
+                return _fetch_from(source, name, promised, limit, events)
+            except NotThere:
+                if number == len(sources):
+                    raise
     except OSError as error:
         raise _cannot("fetch", name, error) from error
+    raise _damaged_catalogue()
+
+
+def _fetch_from(source: Source, name: str, promised: Mapping[str, Hash], limit: int, events: EventSink) -> Path:
+    """Download the files of one source, verify them, and make them a model.
+
+    Raises:
+        NotThere: when the server does not have one of them.
+    """
+    parts = [models_folder() / f".{name}.{remote.part_name}.part" for remote in source.files]
+    for part, remote in zip(parts, source.files, strict=True):
+        download(remote.url, part, limit, events)
+        if remote.promised is not None and not remote.promised.is_of(part):
+            part.unlink()
+            raise _wrong_hash(f"The file at {remote.url}")
+    with whole_folder(models_folder() / name) as folder:
+        if source.archive:
+            _unpack(parts[0], folder, limit)
+        else:
+            for part, remote in zip(parts, source.files, strict=True):
+                (folder / remote.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(part, folder / remote.path)
+        for path, promise in promised.items():
+            if not (folder / path).is_file() or not promise.is_of(folder / path):
+                for part in parts:
+                    part.unlink()
+                raise _wrong_hash(f"The weights of '{name}'")
+        if weights_of(folder) is None:
+            raise _wrong_hash(f"The model '{name}'")
+    for part in parts:
+        part.unlink()
     return models_folder() / name
 
 
-def add_model(folder: Path, check: Callable[[Path], object], name: str | None = None) -> Path:
-    """Copy a MONAI bundle into the user's models, once it has been found usable.
+def add_model(
+    path: Path, check: Callable[[Path], object], name: str | None = None, options: AddOptions = DEFAULT_OPTIONS
+) -> Path:
+    """Copy a model into the user's models, once it has been found usable.
 
-    Only configs/*.json, the weights, docs/ and licence files are copied; a bundle's scripts are never used.
+    Only the files that a model of its kind needs are copied, and licenses; a bundle's scripts are never used.
 
     Args:
-        folder: the bundle.
-        check: raises what is wrong with a bundle; it needs torch and MONAI, which listing models must not wait for.
-        name: the model's name; that of the folder when None.
+        path: the model's folder, or a zip file of one.
+        check: raises what is wrong with a model; it needs torch and MONAI, which listing models must not wait for.
+        name: the model's name; that which its kind gives it when None.
+        options: what the user says of it.
 
     Returns:
         The model's new folder.
 
     Raises:
-        InputError: when it is no usable bundle, or the name is taken or unusable.
+        InputError: when it is not a usable model, or the name is taken or unusable.
         TCurLoraError: when it cannot be copied.
     """
-    if not _is_folder(folder / "configs"):
-        raise InputError(
-            f"'{folder}' is no MONAI bundle: it has no folder 'configs'.", "Give a bundle's folder.", "bad_bundle"
-        )
-    name = folder.resolve().name if name is None else name
-    if not _NAME.fullmatch(name):
-        raise InputError(f"'{name}' cannot be a model's name.", "Choose letters, digits and dashes.", "bad_name")
-    if name in _names() or (models_folder() / name).exists():
-        raise InputError(f"There is a base model '{name}' already.", "Choose another name, or remove it.", "exists")
-    check(folder)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _add_zip(path, check, name, options)
+    kind = kind_of(path)
+    if kind is None:
+        raise not_a_model(path)
+    name = kind.name_of(path) if name is None else name
+    _require_free(name)
+    files, settings = kind.files(path, options), kind.settings(path, options)
+    check(path)
     try:
         models_folder().mkdir(parents=True, exist_ok=True)
         with whole_folder(models_folder() / name) as new:
-            for path in sorted(folder.rglob("*")):
-                inside = path.relative_to(folder)
-                if path.is_file() and _belongs(PurePosixPath(inside.as_posix())):
-                    (new / inside).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, new / inside)
+            for file, inside in files:
+                (new / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, new / inside)
+            for inside, text in settings.items():
+                (new / inside).write_text(text, encoding="utf-8")
     except OSError as error:
         raise _cannot("add", name, error) from error
     return models_folder() / name
+
+
+def make_model(name: str, write: Callable[[Path], object]) -> Path:
+    """Make a new model among the user's own; nothing is left of one that fails.
+
+    Args:
+        name: of the model.
+        write: makes it, given its folder, which exists then, and raises what is wrong with it.
+
+    Raises:
+        InputError: when the name is taken or unusable, or as `write` does.
+        TCurLoraError: when it cannot be written.
+    """
+    _require_free(name)
+    try:
+        models_folder().mkdir(parents=True, exist_ok=True)
+        with whole_folder(models_folder() / name) as new:
+            write(new)
+    except OSError as error:
+        raise _cannot("make", name, error) from error
+    return models_folder() / name
+
+
+def _require_free(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"'{name}' cannot be a model's name.", "Choose letters, digits and dashes.", "bad_name")
+    if name in _names(found=False) or (models_folder() / name).exists():
+        raise InputError(f"There is a base model '{name}' already.", "Choose another name, or remove it.", "exists")
+
+
+def _add_zip(path: Path, check: Callable[[Path], object], name: str | None, options: AddOptions) -> Path:
+    """Unpack a zip file's models beside the user's own for as long as one of them is added."""
+    try:
+        models_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=models_folder()) as scratch:
+            folder = Path(scratch, path.stem)
+            unpack_models(path, folder)
+            return add_model(folder, check, name, options)
+    except OSError as error:
+        raise _cannot("add", path.name, error) from error
 
 
 def remove_model(name: str) -> None:
@@ -208,6 +295,12 @@ def remove_model(name: str) -> None:
     entry = show_model(name)
     if entry["origin"] == "shipped":
         raise InputError(f"The base model '{name}' comes with this program.", "It cannot be removed.", "shipped")
+    if entry["origin"] == "found":
+        raise InputError(
+            f"The base model '{name}' belongs to {entry['source']} and is only read here.",
+            f"Remove it with {entry['source']}, if it is not needed there.",
+            "found",
+        )
     if not entry["on_disk"]:
         raise InputError(f"The base model '{name}' is not on disk.", "There is nothing to remove.", "not_fetched")
     try:
@@ -236,161 +329,62 @@ def _located(entry: dict[str, Any]) -> dict[str, Any]:
     path = catalogue_file()
     shipped = "folder" in entry and path is not None
     folder = path.parent / str(entry["folder"]) if shipped and path is not None else models_folder() / entry["name"]
-    on_disk = _is_bundle(folder)
+    on_disk = is_bundle(folder) and weights_of(folder) is not None
     origin = "shipped" if shipped else "downloaded"
-    terminology = _terminology(_metadata(folder)) if on_disk else {}
+    terminology = terminology_of(read_metadata(folder)) if on_disk else {}
     place = {"on_disk": on_disk, "path": str(folder) if on_disk else None, "origin": origin}
-    return {**entry, **place, "terminology": terminology}
+    spacing = entry.get("input_spacing")
+    return {"kind": BUNDLE, "spacing": spacing, **entry, **place, "terminology": terminology}
 
 
-def _added(folder: Path) -> dict[str, Any]:
-    metadata, structures = _metadata(folder), []
-    with suppress(KeyError, TypeError, AttributeError):
-        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()
-        structures = [name for name in dict.fromkeys(map(str, channels)) if name.casefold() != "background"]
-    entry = {"name": folder.name, "title": str(metadata.get("name") or folder.name), "structures": structures}
+def _added(folder: Path, kind: Kind) -> dict[str, Any]:
     place = {"on_disk": True, "path": str(folder), "origin": "added"}
-    return {**entry, **place, "terminology": _terminology(metadata)}
+    return {"name": folder.name, "terminology": {}, **kind.describe(folder), **place}
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    """What a bundle says of itself; nothing where it is damaged: it stays in the list, and loading it says why."""
-    try:
-        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
+def _names(found: bool = True) -> list[str]:
+    return [entry["name"] for entry in list_models() if found or entry["origin"] != "found"]
 
 
-def _terminology(metadata: Mapping[str, Any]) -> dict[str, str]:
-    entries = metadata.get("structures")
-    return {
-        str(entry["name"]): entry["terminology"]
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and isinstance(entry.get("terminology"), str) and "name" in entry
-    }
-
-
-def _names() -> list[str]:
-    return [entry["name"] for entry in list_models()]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # too long, or with characters that no path has
-        return False
-
-
-def _is_bundle(folder: Path) -> bool:
-    return _is_folder(folder / "configs") and _weights(folder) is not None
-
-
-def _weights(folder: Path) -> Path | None:
-    return next((path for name in WEIGHTS if (path := folder / "models" / name).is_file()), None)
-
-
-def _belongs(inside: PurePosixPath) -> bool:
-    """Whether a file, by its path inside a bundle, is one that this program keeps."""
-    top = inside.parts[0]
-    if len(inside.parts) == 1:
-        return top.upper().startswith(("LICENSE", "LICENCE"))
-    if top == "docs":
-        return True
-    return len(inside.parts) == 2 and (
-        (top == "configs" and inside.suffix == ".json") or (top == "models" and inside.name in WEIGHTS)
+def not_a_model(path: Path) -> InputError:
+    """Return the error for a path that leads to no base model."""
+    name = path.name or str(path)
+    if path.suffix.lower() == ".zip":
+        return InputError(f"'{name}' is a zip file.", f"Add it first: tcurlora models add '{path}'.", "zip")
+    return InputError(
+        f"'{name}' is neither a MONAI bundle, which has a folder 'configs', nor a trained nnU-Net, which has a "
+        "plans.json and a dataset.json.",
+        "Choose a bundle's folder, or nnU-Net's folder TRAINER__PLANS__CONFIGURATION or one above it.",
+        "bad_bundle",
     )
-
-
-def _require_safe(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    # A file, or a server on this computer, cannot be tampered with on the way.
-    local = parts.scheme == "file" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"))
-    if parts.scheme != "https" and not local:
-        raise InputError(f"The address {url} is not https.", "Only https addresses are fetched.", "unsafe_url")
-
-
-def _download(url: str, part: Path, limit: int, events: EventSink) -> None:
-    """Fill `part` from the address, from where it ends."""
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "tcurlora", **({"Range": f"bytes={start}-"} if start else {})}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
-            resumed = response.status == 206 and _begins_at(response, start)
-            done = start if resumed else 0
-            length = response.headers.get("Content-Length")
-            total = done + int(length) if length else None
-            with part.open("ab" if resumed else "wb") as stream:
-                while block := response.read(BLOCK_BYTES):
-                    done += len(block)
-                    if done > limit:
-                        break
-                    stream.write(block)
-                    events.emit("progress", step=done // 1000, total=max(total or limit, done) // 1000)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # Nothing is left to send: the hash decides whether the file is right.
-            return
-        raise _broken_off(url, f"the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise _broken_off(url, str(getattr(error, "reason", None) or error)) from error
-    if done > limit:
-        part.unlink()
-        raise InputError(
-            f"The file at {url} is larger than the catalogue says and was deleted.", "Report it.", "wrong_size"
-        )
-    if total is not None and done < total:
-        raise _broken_off(url, f"{done} of {total} bytes arrived")
-
-
-def _begins_at(response: Any, start: int) -> bool:
-    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
 
 
 def _unpack(archive: Path, folder: Path, limit: int) -> None:
     """Unpack a bundle's files, once every entry has been found harmless; other files are left out."""
 
-    def refuse(reason: str) -> InputError:
-        return InputError(f"The archive is refused: {reason}.", "Report it.", "unsafe_zip")
-
     try:
         with zipfile.ZipFile(archive) as opened:
-            infos = [info for info in opened.infolist() if not info.is_dir()]
-            for info in infos:
-                parts = PurePosixPath(info.filename).parts
-                if info.filename.startswith("/") or ".." in parts or any(c in info.filename for c in "\\:\0"):
-                    raise refuse(f"the entry '{info.filename}' points outside of it")
-                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-                    raise refuse(f"the entry '{info.filename}' is a link or a device")
-                if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise refuse(f"the entry '{info.filename}' is encrypted or packed in an unusual way")
+            infos = harmless_entries(opened)
             if sum(info.file_size for info in infos) > limit:
-                raise refuse("it would unpack to more than the catalogue says")
+                raise refused("it would unpack to more than the catalogue says", "Report it.")
             tops = {PurePosixPath(info.filename).parts[0] for info in infos}
             depth = 0 if "configs" in tops else 1
             for info in infos:
                 parts = PurePosixPath(info.filename).parts[depth:]
-                if not parts or not _belongs(PurePosixPath(*parts)):
+                if not parts or not belongs(PurePosixPath(*parts)):
                     continue
                 target = folder.joinpath(*parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, target.open("xb") as copy:
                     shutil.copyfileobj(source, copy)
     except (zipfile.BadZipFile, EOFError, zlib.error, ValueError, FileExistsError, NotImplementedError) as error:
-        raise refuse(f"it is no readable zip file ({error})") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        raise refused(f"it is not a readable zip file ({error})", "Report it.") from error
 
 
 def _unknown(name: str) -> InputError:
     names = ", ".join(f"'{known}'" for known in _names()) or "none"
     return InputError(
-        f"'{name}' is neither a MONAI bundle folder nor the name of a base model.",
+        f"'{name}' is neither a folder of a base model nor the name of one.",
         f"Known base models: {names}.",
         "unknown_base",
     )
@@ -402,17 +396,9 @@ def _damaged_catalogue() -> InputError:
 
 def _wrong_hash(what: str) -> InputError:
     return InputError(
-        f"{what} is not what the catalogue promises (another SHA-256), and was deleted.",
+        f"{what} is not what the catalogue promises (another checksum), and was deleted.",
         "Fetch it again; if that does not help, report it.",
         "wrong_hash",
-    )
-
-
-def _broken_off(url: str, reason: str) -> TCurLoraError:
-    return TCurLoraError(
-        f"The download of {url} broke off: {reason}.",
-        "Check the connection and give the command again; it goes on where it stopped.",
-        "download_failed",
     )
 
 

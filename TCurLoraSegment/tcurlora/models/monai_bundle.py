@@ -1,51 +1,59 @@
-"""Base models: MONAI bundle folders, read as data. What a bundle's config may instantiate is an allow-list."""
+"""Base models: MONAI bundle folders, as MONAI's Model Zoo writes them, read as data."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.networks import nets
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from tcurlora.errors import InputError
 from tcurlora.imaging.structures import BACKGROUND
-from tcurlora.models.base_model import BaseModel, Windowing
-from tcurlora.models.channels_last_norms import replace_norms
-from tcurlora.models.monai_preprocessing import INTENSITY, MonaiPreprocessing
-
-NETWORKS = ("UNETR", "SwinUNETR", "SegResNet", "DynUNet")
-LARGEST_ARGUMENT = 8192
-"""No size, width or count in a network's arguments is larger than this."""
-
-# Steps of a bundle's preprocessing that this program does in its own way, or that change nothing here.
-UNDERSTOOD = (
-    "LoadImage",
-    "EnsureChannelFirst",
-    "AddChannel",
-    "Orientation",
-    "Spacing",
-    "EnsureType",
-    "ToTensor",
-    "CastToType",
+from tcurlora.models.base_model import Activation, BaseModel, Windowing
+from tcurlora.models.bundle_config import (
+    BundleConfig,
+    StoredEntry,
+    Unknown,
+    first_unknown,
+    has_component,
+    read_config,
 )
-_ACTIVATIONS = ("Activations", "Activationsd", "ActivationsD", "ActivationsDict")
-# Arguments that change nothing in what a network computes, but how it is trained. The outputs of deep supervision have
-# the base's channels, and what is computed again in the backward pass is so with the base's weights.
-_SWITCHED_OFF = ("deep_supervision", "use_checkpoint")
-_NEVER_RUN = re.compile(r"\.(norm_)?cross_attn\.|(^|\.)(deep_supervision_heads|super_head)\.")
+from tcurlora.models.bundle_files import KIND, METADATA, in_models, inference_file, weights_candidates
+from tcurlora.models.bundle_steps import (
+    Bad,
+    Postprocessing,
+    Steps,
+    read_inferer,
+    read_postprocessing,
+    read_steps,
+)
+from tcurlora.models.monai_networks import (
+    LARGEST_ARGUMENT,
+    NETWORKS,
+    REFUSED,
+    give_weights,
+    is_modest,
+    make_network,
+    network_class,
+    spatial_dims,
+    usual_arguments,
+)
+from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.monai_transforms import ORIENTATION, MonaiTransforms
+from tcurlora.models.weights_files import read_arrays, read_weights
+
+RESAMPLING, ANTIALIASED = "resampling", "antialiased"
+"""In the metadata of models that were trained with this program's own resampling and not with MONAI's."""
+
+_SUMS = re.compile(r"\$lambda x: torch\.stack\(\[(x\[\[[\d, ]*\]\]\.(sum|amax)\(0\)(, )?)+\]\)")
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,16 @@ class MonaiBundle(BaseModel):
     """A MONAI bundle folder.
 
     Attributes:
+        config: its inference config.
         network_def: class name and arguments of the network, without what only helps to train it whole.
+        others: further files that the network is made from.
     """
 
+    config: Path
     network_def: Mapping[str, Any]
+    others: tuple[Path, ...] = ()
 
-    kind = "MONAI bundle"
+    kind = KIND
 
     @property
     def network_name(self) -> str:
@@ -68,175 +80,75 @@ class MonaiBundle(BaseModel):
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that the model is made from."""
-        configs = self.folder / "configs"
-        return (configs / "metadata.json", configs / "inference.json", self.weights)
+        return (self.config.with_name(METADATA), self.config, self.weights, *self.others)
 
     def build(self, trial: bool = True) -> nn.Module:
         """Make the network and load its weights, as `BaseModel.build` says."""
-        arguments = {key: value for key, value in self.network_def.items() if key != "_target_"}
-        class_name = self.network_def["_target_"]
         state = read_weights(self.weights)
-        numbers = sum(tensor.numel() for tensor in state.values())
+        where = f"configs/{self.config.name}"
         try:
-            # First without memory, for those that can be made so: what the config asks for may be anything.
-            with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _Unfilled(), _of_size(numbers):
-                getattr(nets, class_name)(**arguments)
-            with _of_size(numbers):
-                network: nn.Module = getattr(nets, class_name)(**arguments)
+            network = make_network(self.network_def, sum(tensor.numel() for tensor in state.values()))
         except Exception as error:  # MONAI's networks raise many kinds of errors on arguments that do not fit.
             raise InputError(
-                f"The base model '{self.name}' describes a {class_name} that cannot be made: {error}.",
-                "Correct network_def in its configs/inference.json.",
+                f"The base model '{self.name}' describes a {self.network_name} that cannot be made: {error}.",
+                f"Correct network_def in its {where}.",
                 "bad_bundle",
             ) from error
-        try:
-            network.load_state_dict(_of_any_release(state, network.state_dict()))
-        except RuntimeError as error:
+        wrong = give_weights(network, state)
+        if wrong:
             raise InputError(
-                f"The weights in '{self.weights.name}' of base model '{self.name}' do not fit its network.",
-                "Use the weights and the configs/inference.json of the same release of the model.",
+                f"The weights in '{self.weights.name}' of base model '{self.name}' do not fit its network: {wrong}.",
+                f"Use the weights and the {where} of the same release of the model.",
                 "bad_bundle",
-            ) from error
-        # The layout that convolutions run fastest in, on processors and on graphics cards.
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        replace_norms(network)
-        network.eval()
+            )
         if trial:
-            self._try(network, "Correct network_def or inferer.roi_size in its configs/inference.json.")
+            self._try(network, f"Correct network_def or inferer.roi_size in its {where}.")
         return network
-
-
-def _of_any_release(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out weights that are never run here, and fit the rest to the installed MONAI.
-
-    Some releases of it make layers for cross-attention all the same.
-
-    Args:
-        state: weights of a file.
-        own: weights of a network that was just made.
-    """
-    if any(".cross_attn." in name for name in own):
-        return dict(state)  # here they may be run
-    norms = {name: tensor for name, tensor in own.items() if ".norm_cross_attn." in name}
-    kept = {name: tensor for name, tensor in state.items() if not (_NEVER_RUN.search(name) and name not in own)}
-    return norms | kept
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leave parameters as they are that a network fills while it is made.
-
-    On a device without numbers there is nothing to fill, but torch loads its compiler for some functions that fill.
-    """
-
-    def __torch_function__(
-        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), named: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return function(*args, **(named or {}))
-
-
-@contextmanager
-def _of_size(numbers: int) -> Iterator[None]:
-    """Break off while a network is made that would have far more parameters or layers than its weights file."""
-    made = 0
-
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
-        nonlocal made
-        made += 0 if parameter is None else parameter.numel()
-        if made > 2 * numbers + 1000:
-            raise ValueError("it would be larger than its weights")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def open_bundle(folder: Path) -> MonaiBundle:
     """Read a MONAI bundle's description; the weights are read by `build`.
 
     Raises:
-        InputError: when it is no bundle, or asks for something that is not on the allow-list.
+        InputError: when it is not a bundle, or asks for something that is not on the allow-list.
     """
-    metadata = _read_json(folder / "configs" / "metadata.json")
-    inference = _read_json(folder / "configs" / "inference.json")
-    network_def = _network_def(inference, folder)
-    _require_softmax(inference, folder)
-    channels = _channels(metadata, folder)
+    metadata = read_config(folder / "configs" / METADATA)
+    path = inference_file(folder)
+    config = BundleConfig(read_config(path), folder.name)
+
+    def bad(what: str, remedy: str = "Choose another bundle, or correct this one.") -> InputError:
+        return InputError(f"The base model '{folder.name}' {what}.", remedy, "bad_bundle")
+
+    network_def, others = _network_def(config, folder, path, bad)
+    after = read_postprocessing(config, lambda text: _SUMS.fullmatch(text) is not None, bad)
+    steps = read_steps(config, bad)
+    channels = _channels(metadata, after.activation, bad)
+    if steps.image_channels is not None:
+        # Nobody clicks here, and the channels for clicks, which come last, are zero.
+        network_def["in_channels"] = steps.image_channels
     in_channels = network_def.get("in_channels", 1)
-    if not isinstance(in_channels, int) or in_channels < 1:
-        raise _bad(folder, f"has {in_channels!r} input channels, which is no number of channels")
-    out_channels = network_def.get("out_channels")
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+        raise bad(f"has {in_channels!r} input channels, which is not a number of channels")
+    out_channels = network_def.get(NETWORKS[network_def["_target_"]].outputs)
     if out_channels is not None and out_channels != len(channels):
-        raise _bad(folder, f"has {out_channels} output channels, but channel_def names {len(channels)}")
-    weights = next((p for p in (folder / "models" / n for n in ("model.safetensors", "model.pt")) if p.is_file()), None)
-    if weights is None:
-        raise _bad(folder, "has no models/model.safetensors and no models/model.pt")
-    preprocessing, roi_size = _preprocessing(inference, metadata, network_def, folder)
+        raise bad(f"has {out_channels} output channels, but channel_def names {len(channels)}")
+    preprocessing, windows = _preprocessing(config, metadata, network_def, steps, after, bad)
     base = MonaiBundle(
         folder=folder,
         name=str(metadata.get("name") or folder.name),
         metadata=metadata,
         channels=channels,
-        input_channels=_input_channels(metadata, in_channels),
+        input_channels=_input_channels(metadata, in_channels, steps.joined),
         preprocessing=preprocessing,
-        windows=Windowing(roi_size),
-        weights=weights,
-        activation="softmax",
+        windows=windows,
+        weights=_weights(config, folder, bad),
+        activation=after.activation,
+        config=path,
         network_def=network_def,
+        others=others,
     )
-    _require_intensities(base, preprocessing)
+    _require_intensities(base, preprocessing, bad)
     return base
-
-
-def _input_channels(metadata: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Name the input channels as metadata.json does, or by their numbers."""
-    with suppress(KeyError, TypeError, AttributeError):
-        definition = metadata["network_data_format"]["inputs"]["image"]["channel_def"]
-        if len(definition) == count:
-            return tuple(str(definition[str(number)]) for number in range(count))
-    return tuple(f"channel {number + 1}" if count > 1 else "image" for number in range(count))
-
-
-def _require_intensities(base: MonaiBundle, preprocessing: MonaiPreprocessing) -> None:
-    """Try the intensity transforms on a few voxels, because MONAI looks at most of their arguments only then."""
-    if base.in_channels > 64:
-        return  # It would take its time, channel by channel, for what its weights will hardly bear out.
-    try:
-        example = np.linspace(0, 1, base.in_channels * 4**3, dtype=np.float32).reshape(base.in_channels, 4, 4, 4)
-        normalized = preprocessing.normalize(example)
-        if normalized.shape != example.shape or not np.isfinite(normalized).all():
-            raise ValueError("what comes out is no image")
-    except Exception as error:  # MONAI's transforms, too, raise many kinds of errors.
-        names = ", ".join(name for name, _ in preprocessing.intensity)
-        raise _bad(base.folder, f"has intensity transforms ({names}) that cannot be done: {error}") from error
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict as float32 tensors; a pickle in it is never executed.
-
-    Raises:
-        InputError: when the file is damaged or holds anything but tensors.
-    """
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            if isinstance(state.get(key), dict):
-                state = state[key]
-        if not state or not all(isinstance(name, str) for name in state):
-            raise ValueError("there are no names, or one is no text")
-        weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        # A network with any other value has no opinion on any voxel, and does not say so.
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-            raise ValueError("a weight is no number")
-        return weights
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, AttributeError, KeyError) as error:
-        raise _unreadable(path) from error
-    except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file provokes
-        raise _unreadable(path) from error
 
 
 def write_bundle(
@@ -257,150 +169,150 @@ def write_bundle(
     (folder / "models" / "model.pt").write_bytes(buffer.getbuffer())
 
 
-def _network_def(inference: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    network_def = inference.get("network_def")
+def _network_def(config: BundleConfig, folder: Path, path: Path, bad: Bad) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Read class and arguments of the network, and the further files that they come from."""
+    network_def = config.get("network_def")
+    if isinstance(network_def, Unknown):
+        named = next((why for name, why in REFUSED.items() if name in network_def.text), None)
+        if named:
+            raise _unsupported(named, bad)
+        raise bad(f"has a network_def that {network_def.why} ('{network_def.text}'); expressions are never executed")
     if not isinstance(network_def, dict) or not isinstance(network_def.get("_target_"), str):
-        raise _bad(folder, "has no network_def with a _target_ in configs/inference.json")
+        raise bad(f"has no network_def with a _target_ in configs/{path.name}")
     target = network_def["_target_"]
-    class_name = target.rpartition(".")[2]
-    if class_name not in NETWORKS or not re.fullmatch(r"(monai\.networks\.nets\.(\w+\.)?)?\w+", target):
-        raise _bad(folder, f"asks for the network '{target}', which is not one of {', '.join(NETWORKS)}")
-    for key, value in network_def.items():
-        if has_expression(value) or (key.startswith("_") and key != "_target_"):
-            raise _bad(folder, f"has an expression or a reference in network_def ('{key}'), which is never executed")
-    if not _is_modest(network_def):
-        raise _bad(folder, f"has a number above {LARGEST_ARGUMENT} in network_def")
-    return {**network_def, "_target_": class_name, **{key: False for key in _SWITCHED_OFF if key in network_def}}
+    short = target.rpartition(".")[2]
+    if short in REFUSED:
+        raise _unsupported(REFUSED[short], bad)
+    class_name = network_class(target)
+    if class_name is None:
+        raise bad(f"asks for the network '{target}', which is not one of {', '.join(NETWORKS)}")
+    others: tuple[Path, ...] = ()
+    if class_name == "DiNTS":
+        network_def, others = _with_architecture(network_def, folder, bad)
+    plain = {key: value for key, value in network_def.items() if key not in ("dints_space", "_target_")}
+    unknown = first_unknown(plain)
+    component = next((key for key, value in plain.items() if key.startswith("_") or has_component(value)), None)
+    if unknown is not None or component is not None:
+        what = f"'{unknown.text}', which {unknown.why}" if unknown is not None else f"a component ('{component}')"
+        raise bad(f"has {what}, in network_def; what is not plain data there is never executed")
+    if not is_modest(network_def, 2048 if class_name == "DiNTS" else 64):
+        raise bad(f"has a number above {LARGEST_ARGUMENT} in network_def")
+    if spatial_dims({**plain, "_target_": class_name}) != 3:
+        raise bad("has a network for 2D images", "Choose a model for volumes.")
+    return usual_arguments(class_name, network_def), others
 
 
-def _is_modest(value: Any) -> bool:
-    """Say whether no number, or list of numbers, in a network's arguments could make it absurdly large."""
-    if isinstance(value, dict):
-        return all(_is_modest(v) for v in value.values())
-    if isinstance(value, list):
-        return len(value) <= 64 and all(_is_modest(v) for v in value)
-    return not isinstance(value, int | float) or abs(value) <= LARGEST_ARGUMENT
+def _unsupported(what: str, bad: Bad) -> InputError:
+    return bad(f"has the network {what}", "Choose a model with one of MONAI's own networks for volumes.")
 
 
-def _channels(metadata: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+def _with_architecture(
+    network_def: Mapping[str, Any], folder: Path, bad: Bad
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Read the architecture that was searched for a DiNTS from the file that the config names."""
+    space = network_def.get("dints_space")
+    target = space.get("_target_") if isinstance(space, dict) else None
+    if not isinstance(space, dict) or str(target).rpartition(".")[2] != "TopologyInstance":
+        raise bad("has a DiNTS without the architecture that was searched for it (TopologyInstance)")
+    space = {**{key: value for key, value in space.items() if key != "device"}, "_target_": "TopologyInstance"}
+    codes = space.get("arch_code")
+    wanted = [*(codes if isinstance(codes, list) else []), network_def.get("node_a")]
+    files: dict[str, Path] = {}
+    read: list[Any] = []
+    for value in wanted:
+        if isinstance(value, StoredEntry) and value.entry is not None:
+            found = in_models(value.file, folder)
+            if found is None or not found.is_file():
+                raise bad(f"has no {value.file.removeprefix('./')}, in which the architecture of its network is")
+            files[value.file] = found
+            read.append(read_arrays(found, [value.entry])[value.entry])
+        else:
+            read.append(value)
+    if len(read) != 3 or not all(isinstance(value, list) for value in read) or first_unknown(space | {"arch_code": 0}):
+        raise bad("has a DiNTS whose architecture cannot be read; expressions are never executed")
+    *codes, node_a = read
+    return {**network_def, "dints_space": {**space, "arch_code": codes}, "node_a": node_a}, tuple(files.values())
+
+
+def _weights(config: BundleConfig, folder: Path, bad: Bad) -> Path:
+    """Find the weights: the file that the config loads, or the same as safetensors."""
+    candidates = weights_candidates(config, folder)
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is not None:
+        return found
+    first, wanted = (path.relative_to(folder).as_posix() for path in candidates)
+    if any((folder / "models").glob("*.ts")):
+        raise bad(
+            f"has no {wanted}, but only TorchScript (.ts), a program that would have to be executed",
+            f"Get {wanted} of the same release, which holds the plain weights.",
+        )
+    raise bad(f"has no {first} and no {wanted}, which holds its weights")
+
+
+def _channels(metadata: Mapping[str, Any], activation: Activation, bad: Bad) -> tuple[str, ...]:
     try:
-        definition = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        definition = pred["channel_def"] if "channel_def" in pred else pred["label_def"]
         names = [str(definition[str(i)]) for i in range(max(1, len(definition)))]
     except (KeyError, TypeError) as error:
-        raise _bad(
-            folder, "does not name its output channels (channel_def, from 0 on) in configs/metadata.json"
-        ) from error
+        raise bad("does not name its output channels (channel_def, from 0 on) in configs/metadata.json") from error
     channels = tuple(BACKGROUND if name.casefold() == BACKGROUND else name for name in names)
     # Without it every voxel would be labeled, and a new structure starts from it.
-    if channels[0] != BACKGROUND:
-        raise _bad(
-            folder,
+    if activation == "softmax" and channels[0] != BACKGROUND:
+        raise bad(
             f"has '{channels[0]}' as its first output channel, not the background",
             f"Choose a model whose channel 0 is the background; if it is, name it '{BACKGROUND}' in channel_def in "
             "configs/metadata.json.",
         )
+    if set(channels) == {BACKGROUND}:
+        raise bad("has no structure in channel_def in its configs/metadata.json")
     return channels
 
 
-def _require_softmax(inference: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a model whose channels are no classes that exclude each other."""
-    postprocessing = inference.get("postprocessing")
-    transforms = postprocessing.get("transforms") if isinstance(postprocessing, dict) else None
-    for entry in transforms if isinstance(transforms, list) else []:
-        if not isinstance(entry, dict) or _is_disabled(entry):
-            continue
-        if str(entry.get("_target_", "")).rpartition(".")[2] in _ACTIVATIONS:
-            sigmoid = entry.get("sigmoid")
-            if True in (sigmoid if isinstance(sigmoid, list) else [sigmoid]):
-                raise _bad(
-                    folder,
-                    "puts a sigmoid behind its network, so its structures may overlap, which is not supported",
-                    "Choose a model whose channels exclude each other: the background and one for each structure, "
-                    "with a softmax.",
-                )
+def _input_channels(metadata: Mapping[str, Any], count: int, joined: tuple[str, ...]) -> tuple[str, ...]:
+    """Name the input channels as the config or metadata.json does, or by their numbers."""
+    if len(joined) == count:
+        return joined
+    with suppress(KeyError, TypeError, AttributeError):
+        definition = metadata["network_data_format"]["inputs"]["image"]["channel_def"]
+        if len(definition) == count:
+            return tuple(str(definition[str(number)]) for number in range(count))
+    return tuple(f"channel {number + 1}" if count > 1 else "image" for number in range(count))
 
 
 def _preprocessing(
-    inference: Mapping[str, Any], metadata: Mapping[str, Any], network_def: Mapping[str, Any], folder: Path
-) -> tuple[MonaiPreprocessing, tuple[int, int, int]]:
-    spacing = None
-    intensity: list[tuple[str, dict[str, Any]]] = []
-    for entry in _transforms(inference, folder):
-        name = str(entry.get("_target_", "")).rpartition(".")[2].removesuffix("d")
-        arguments = {k: v for k, v in entry.items() if k not in ("_target_", "keys") and not k.startswith("_")}
-        if name == "Spacing":
-            pixdim = arguments.get("pixdim")
-            if (
-                not isinstance(pixdim, list)
-                or len(pixdim) != 3
-                or not all(isinstance(v, int | float) and v > 0 for v in pixdim)
-            ):
-                raise _bad(folder, f"has the voxel size {pixdim!r} in its preprocessing, which is not three numbers")
-            spacing = (float(pixdim[0]), float(pixdim[1]), float(pixdim[2]))
-        elif name == "Orientation" and arguments.get("axcodes", "RAS") != "RAS":
-            raise _bad(folder, f"wants the orientation {arguments['axcodes']}; only RAS is supported")
-        elif name in INTENSITY:
-            if has_expression(arguments):
-                raise _bad(folder, f"has an expression in its preprocessing ('{name}'), which is never executed")
-            intensity.append((name, arguments))
-        elif name not in UNDERSTOOD:
-            raise _bad(folder, f"has the preprocessing step '{name}', which is not supported")
-    inferer = inference.get("inferer")
-    roi = inferer.get("roi_size") if isinstance(inferer, dict) else None
-    roi = roi or network_def.get("img_size")
+    config: BundleConfig,
+    metadata: Mapping[str, Any],
+    network_def: Mapping[str, Any],
+    steps: Steps,
+    after: Postprocessing,
+    bad: Bad,
+) -> tuple[MonaiPreprocessing | MonaiTransforms, Windowing]:
+    size = next((arguments["spatial_size"] for name, arguments in steps.steps if name == "Resize"), None)
+    size = size or network_def.get("img_size")
     with suppress(KeyError, TypeError):  # It is optional there.
-        roi = roi or metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
-    if isinstance(roi, int):
-        roi = [roi] * 3
-    if not isinstance(roi, list) or len(roi) != 3 or not all(isinstance(v, int) and 0 < v <= 1024 for v in roi):
-        raise _bad(folder, "does not say the window size (inferer.roi_size) in configs/inference.json")
-    return MonaiPreprocessing(spacing, tuple(intensity)), (roi[0], roi[1], roi[2])
+        size = size or metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    windows = read_inferer(config, size, bad)
+    if metadata.get(RESAMPLING) != ANTIALIASED:
+        return MonaiTransforms(steps.spacing, steps.steps, after.back, after.largest_only), windows
+    names = [name for name, _ in steps.steps]
+    oriented = all(arguments["axcodes"] == "RAS" for name, arguments in steps.steps if name == ORIENTATION)
+    if not oriented or names.count("Spacing") > 1 or {"CropForeground", "Resize"} & set(names) or after.largest_only:
+        raise bad(f"has the {RESAMPLING} '{ANTIALIASED}', but steps that do not go with it")
+    preprocessing = MonaiTransforms(steps.spacing, steps.steps)
+    own = Windowing(windows.roi_size, windows.overlap, windows.mode, windows.padding_mode)
+    return MonaiPreprocessing(steps.spacing, preprocessing.intensity), own
 
 
-def _transforms(inference: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    preprocessing = inference.get("preprocessing", {})
-    transforms = preprocessing.get("transforms", []) if isinstance(preprocessing, dict) else None
-    if not isinstance(transforms, list) or not all(isinstance(entry, dict) for entry in transforms):
-        raise _bad(folder, "has a preprocessing in configs/inference.json that is no list of transforms")
-    return [entry for entry in transforms if not _is_disabled(entry)]
-
-
-def _is_disabled(entry: Mapping[str, Any]) -> bool:
-    """Whether MONAI would leave this step out."""
-    disabled = entry.get("_disabled_", False)
-    return disabled.strip().casefold() == "true" if isinstance(disabled, str) else bool(disabled)
-
-
-def has_expression(value: Any) -> bool:
-    """Say whether MONAI's config parser would execute or resolve anything in a value."""
-    if isinstance(value, str):
-        return value.startswith(("$", "@", "%"))
-    if isinstance(value, dict):
-        return "_target_" in value or any(has_expression(v) for v in value.values())
-    return isinstance(value, list) and any(has_expression(v) for v in value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _require_intensities(base: MonaiBundle, preprocessing: MonaiPreprocessing | MonaiTransforms, bad: Bad) -> None:
+    """Try the intensity transforms on a few voxels, because MONAI looks at most of their arguments only then."""
+    if base.in_channels > 64:
+        return  # It would take its time, channel by channel, for what its weights will hardly bear out.
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"'{path.parent.parent.name}' is no base model: its configs/{path.name} cannot be read.",
-            "Choose a MONAI bundle folder with configs/metadata.json and configs/inference.json.",
-            "bad_bundle",
-        ) from error
-    if not isinstance(content, dict):
-        raise _bad(path.parent.parent, f"has no object in configs/{path.name}")
-    return content
-
-
-def _bad(folder: Path, what: str, remedy: str = "Choose another bundle, or correct this one.") -> InputError:
-    return InputError(f"The base model '{folder.name}' {what}.", remedy, "bad_bundle")
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(
-        f"The weights file '{path.name}' is damaged or holds more than tensors; nothing in it was executed.",
-        "Get the file again from its source.",
-        "bad_weights",
-    )
+        example = np.linspace(0, 1, base.in_channels * 4**3, dtype=np.float32).reshape(base.in_channels, 4, 4, 4)
+        normalized = preprocessing.normalize(example)
+        if normalized.shape != example.shape or not np.isfinite(normalized).all():
+            raise ValueError("what comes out is not an image")
+    except Exception as error:  # MONAI's transforms, too, raise many kinds of errors.
+        names = ", ".join(name for name, _ in preprocessing.intensity)
+        raise bad(f"has intensity transforms ({names}) that cannot be done: {error}") from error

@@ -1,4 +1,4 @@
-"""The preprocessing of MONAI bundles: nearest RAS axes, the model's spacing, then transforms of intensities."""
+"""The preprocessing of models that were trained with this program: RAS axes, antialiased resampling, intensities."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from monai.transforms import (
-    Compose,
-    NormalizeIntensity,
-    ScaleIntensity,
-    ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
-)
+from monai.transforms import Compose
 
-from tcurlora.imaging.grids import label_array, labels_from_grid, map_from_grid, to_array, to_model_grid
+from tcurlora.imaging.grids import Scores, label_array, labels_from_grid, map_from_grid, to_array, to_model_grid
 from tcurlora.imaging.preprocessing import Prepared, Preprocessing
-
-# The intensity transforms that a base model may ask for; nothing else is ever instantiated from its files.
-INTENSITY = {
-    cls.__name__: cls
-    for cls in (NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles)
-}
+from tcurlora.models.monai_transforms import INTENSITY
 
 
 @dataclass(frozen=True)
 class MonaiPreprocessing(Preprocessing):
-    """What a MONAI bundle expects of its input.
+    """What a bundle expects of its input that says `resampling: antialiased` in its metadata.
 
     Attributes:
         spacing: voxel size in mm along R, A, S; None keeps that of the scan.
@@ -53,7 +42,7 @@ class MonaiPreprocessing(Preprocessing):
         """Give each voxel of the grid the label with the largest share of it."""
         return label_array(to_model_grid(labels, self.spacing, label=True))
 
-    def labels_to_scan(self, scores: np.ndarray, prepared: Prepared, image: sitk.Image) -> sitk.Image:
+    def labels_to_scan(self, scores: Scores, prepared: Prepared, image: sitk.Image) -> sitk.Image:
         """Interpolate class by class, and let the largest win."""
         return labels_from_grid(scores, prepared.grid, image)
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from tcurlora.runtime.atomic_files import naming, whole_file
+from tcurlora.runtime.atomic_files import naming
 
 
 class EventSink(Protocol):
@@ -139,9 +139,3 @@ def duration(seconds: float) -> str:
     """Say a duration as `45 s` or `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that readers see either the old file or the whole new one."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
-from tcurlora.runtime.events import FileEvents, write_json
+from tcurlora.runtime.events import FileEvents
+from tcurlora.runtime.folder_lock import exclusive
+from tcurlora.runtime.hashing import sha256_of_json
+from tcurlora.runtime.json_files import read_object, write_json
+from tcurlora_contract.job_files import CACHE, CHECKPOINT, DONE, EVENTS, LOCK, REQUEST, RESULT, STARTERS_FILES
 
 SCHEMA = 1
-REQUEST = "job.json"
-STARTERS_FILES = frozenset({"inputs", "worker.log", "worker.pid", "scene.json"})
-"""What the program that starts a job may put into its folder; a job leaves it alone."""
-_CACHE = ("cache/*.npy",)
+_CACHE = (f"{CACHE}/*.npy",)
 _OWN = (
     *_CACHE,
-    "done/*.json",
-    "events.jsonl",
-    "result.json",
-    "checkpoint.safetensors",
+    f"{DONE}/*.json",
+    EVENTS,
+    RESULT,
+    CHECKPOINT,
     # What is left of a file when the process is killed that writes it.
-    "done/.*.json.*.tmp",
-    ".result.json.*.tmp",
-    ".checkpoint.safetensors.*.tmp",
+    f"{DONE}/.*.json.*.tmp",
+    f".{RESULT}.*.tmp",
+    f".{CHECKPOINT}.*.tmp",
     f".{REQUEST}.*.tmp",
 )
 """What a job writes into its folder besides its request; whatever else lies there is somebody's."""
@@ -43,9 +43,9 @@ class JobFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoint.safetensors"
-        self.cache = path / "cache"
-        self.events = FileEvents(path / "events.jsonl")
+        self.checkpoint = path / CHECKPOINT
+        self.cache = path / CACHE
+        self.events = FileEvents(path / EVENTS)
 
     @staticmethod
     def is_one(path: Path) -> bool:
@@ -113,23 +113,37 @@ class JobFolder:
 
     def remember(self, key: str, value: Any) -> None:
         """Keep an intermediate result, so that a resumed job need not compute it again."""
-        (self.path / "done").mkdir(exist_ok=True)
-        write_json(self.path / "done" / f"{key}.json", {"value": value, "sha256": _digest(value)})
+        (self.path / DONE).mkdir(exist_ok=True)
+        write_json(self.path / DONE / f"{key}.json", {"value": value, "sha256": sha256_of_json(value)})
 
     def remembered(self, key: str) -> Any:
         """Read an intermediate result; None where there is none, or it has been damaged and must be computed again."""
         try:
-            content = json.loads((self.path / "done" / f"{key}.json").read_text(encoding="utf-8"))
-            return content["value"] if content["sha256"] == _digest(content["value"]) else None
-        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+            content = read_object(self.path / DONE / f"{key}.json")
+            return content["value"] if content["sha256"] == sha256_of_json(content["value"]) else None
+        except (OSError, ValueError, KeyError, RecursionError):  # the last from a value that is nested too deeply
             return None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, last of all; what was needed only for resuming is removed."""
-        write_json(self.path / "result.json", dict(result))
+        write_json(self.path / RESULT, dict(result))
         self.checkpoint.unlink(missing_ok=True)
         with suppress(OSError):
             _remove(self.path, _CACHE)
+
+
+@contextmanager
+def hold_job(path: Path) -> Iterator[None]:
+    """Keep other runs out of a job's folder while this one is at work; a folder of something else is left alone.
+
+    Raises:
+        InputError: `busy` when another run is at work there.
+    """
+    if not _is_free(path) and _read_request(path) is None:
+        yield  # starting or resuming a job there says what is wrong
+        return
+    with exclusive(path, "Wait until it has ended, or choose another folder."):
+        yield
 
 
 def remove_job(path: Path) -> None:
@@ -138,7 +152,7 @@ def remove_job(path: Path) -> None:
     What makes the folder a job's goes last, whatever happens on the way.
     """
     with suppress(OSError):
-        _remove(path, _OWN)
+        _remove(path, (*_OWN, LOCK))
         (path / REQUEST).unlink(missing_ok=True)
         path.rmdir()
 
@@ -153,7 +167,7 @@ def describe_inputs(files: Iterable[Path], **others: Any) -> dict[str, Any]:
 
 
 def _require_startable(path: Path, command: str) -> None:
-    if not path.exists() or (path.is_dir() and all(entry.name in STARTERS_FILES for entry in path.iterdir())):
+    if _is_free(path):
         return
     content = _read_request(path)
     if content is None:
@@ -164,13 +178,20 @@ def _require_startable(path: Path, command: str) -> None:
         )
 
 
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there but what a starter or a run that was killed at once may have left."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(entry.name in (*STARTERS_FILES, LOCK) for entry in path.iterdir())
+
+
 def _read_request(path: Path) -> dict[str, Any] | None:
     """Read what a job was started with; None where the folder holds no job."""
     try:
-        content = dict(json.loads((path / REQUEST).read_text(encoding="utf-8")))
+        content = read_object(path / REQUEST)
         dictionaries = (content["request"], content["inputs"])
         sound = {"schema", "command"} <= content.keys() and all(isinstance(part, dict) for part in dictionaries)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return None
     return content if sound else None
 
@@ -210,7 +231,3 @@ def _remove(folder: Path, patterns: Iterable[str]) -> None:
                 file.parent.rmdir()
     if problem is not None:
         raise problem
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

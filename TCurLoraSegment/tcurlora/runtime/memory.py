@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from tcurlora.runtime import system_memory
+
 
 class _LiveTensors(TorchDispatchMode):
     """Adds up the storages of all tensors that operations return while they are alive."""
@@ -62,3 +64,12 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
     with _LiveTensors() as tensors:
         work()
     return int(tensors.peak)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return how many bytes of the computer's memory work on a device may take; None where only trying tells.
+
+    Args:
+        device: where it computes.
+    """
+    return system_memory.memory()[1] if device.type == "cpu" else None

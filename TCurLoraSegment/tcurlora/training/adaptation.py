@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,9 +17,12 @@ from torch import nn
 
 from tcurlora import __version__
 from tcurlora.cases.cached_case import CachedCase, cache_case
-from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
+from tcurlora.cases.case import Case, Finding
+from tcurlora.cases.checks import require_no_errors
+from tcurlora.cases.dataset import files_of_cases
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.evaluation.reports import build_report, model_card, summary_table
+from tcurlora.evaluation.gain import compare_scores
+from tcurlora.evaluation.reports import build_report, comparison_table, model_card
 from tcurlora.evaluation.scores import Score
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.model import TensorCurModel
@@ -27,15 +31,19 @@ from tcurlora.models.adapter_library import is_adapter
 from tcurlora.runtime import distributed
 from tcurlora.runtime.devices import choose_device
 from tcurlora.runtime.events import EventSink, Labelled, NullEvents, Tee, duration
-from tcurlora.runtime.job_folder import JobFolder, describe_inputs
-from tcurlora.runtime.memory import peak_bytes
-from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.runtime.job_folder import JobFolder, describe_inputs, hold_job
+from tcurlora.runtime.json_files import read_object
+from tcurlora.runtime.memory import free_memory, peak_bytes
+from tcurlora.runtime.plain_text import times
+from tcurlora.training.advice import advice_on_structures
+from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+from tcurlora_contract.methods import DEFAULT_METHOD, STEPS_SHARE
 
 TRIAL_STEPS = 3
-STEPS_SHARE = 0.75
-"""Part of a run's time that its steps take."""
+MEMORY_SHARE = 0.7
+"""Part of the free memory that a step may take: what is measured leaves out what libraries take for themselves."""
 SMALLEST_PATCH = 32
 """Voxels along each axis below which a patch is not cut to save memory: it would show too little of a structure."""
 
@@ -58,12 +66,14 @@ class AdaptRequest:
         labels: names of label values, such as `1=hippocampus`.
         mapping: site structures by base structures, such as `hippocampus=anterior+posterior`.
         name: name of the adapter; that of its folder by default.
+        labels_complete: whether a voxel without a label holds none of the base's other structures either; if not, they
+            are kept.
     """
 
     base: str
     data: str
     out: str
-    method: str = DEFAULT_PRESET
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     folds: int | None = None
     steps: int | None = None
@@ -73,6 +83,7 @@ class AdaptRequest:
     labels: str = ""
     mapping: tuple[str, ...] = ()
     name: str = ""
+    labels_complete: bool = False
 
 
 def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool = False) -> dict[str, Any]:
@@ -88,8 +99,16 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
         `adapter` (its folder), `summary` (one line), `table`, `bytes` and `trained` (numbers).
 
     Raises:
-        InputError: for anything wrong with the input, before anything is written.
+        InputError: for anything wrong with the input, before anything is written; `busy` when another run is at work
+            in the job's folder.
     """
+    with ExitStack() as held:
+        return _run_adapt(request, job_folder, events, resume, held)
+
+
+def _run_adapt(
+    request: AdaptRequest, job_folder: Path, events: EventSink, resume: bool, held: ExitStack
+) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(request.out)
     if distributed.rank() > 0:
@@ -104,6 +123,7 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
     network = site.base.build()
     config = site.config(network, request.method, request.rank, request.seed)
 
+    distributed.first(lambda: held.enter_context(hold_job(job_folder)))
     open_job = JobFolder.resume if resume else JobFolder.start
     job = distributed.first(lambda: open_job(job_folder, "adapt", asdict(request), describe_site(site)))
     if distributed.rank() == 0:
@@ -115,16 +135,19 @@ def run_adapt(request: AdaptRequest, job_folder: Path, events: EventSink, resume
 
     def prepare(numbered: tuple[int, Case]) -> CachedCase:
         number, case = numbered
-        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache)
+        prepared = cache_case(case, site.structures, site.base.preprocessing, job.cache, site.overlapping)
         events.emit("progress", step=number, total=len(site.dataset.cases))
         return prepared
 
     cached = {case.name: case for case in distributed.shared(prepare, enumerate(site.dataset.cases, start=1))}
 
-    run = _Run(site, network, config, cached, settings, site.base.windows.roi_size, device, job, events)
+    patch = site.base.windows.roi_size
+    run = _Run(site, network, request.method, config, cached, settings, patch, device, job, events)
     folds = fold_cases(site.dataset.cases, request.folds, request.seed)
     run = run.planned(request.steps, request.minutes, len(folds) + 1)
     validation = run.cross_validate(folds)
+    for name, sentences in run.advice(validation).items():
+        events.emit("warning", code="not_learned", message=f"'{name}' was not learned. {' '.join(sentences)}")
     events.emit("stage", name="train", title=f"Adapting on all {len(cached)} cases")
     model, result = run.train(list(cached.values()), number=0)
 
@@ -147,7 +170,9 @@ def _checked_site(request: AdaptRequest, job_folder: Path, events: EventSink) ->
             f"The job's folder '{job_folder}' is the adapter's folder or in it.", "Choose another folder (--job)."
         )
     events.emit("stage", name="check", title="Checking the cases")
-    site = open_site(request.base, request.data, request.labels, request.mapping)
+    site = open_site(
+        request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
+    )
     findings = check_site(site)
     require_no_errors(findings)
     return site, findings
@@ -165,14 +190,14 @@ def describe_site(site: Site, cases: Sequence[Case] = (), **others: Any) -> dict
     return describe_inputs(
         (*site.base.files, *files_of_cases(everyone)),
         structures=[structure.to_dict() for structure in site.structures],
-        cases=[[case.name, case.subject, list(case.background)] for case in everyone],
+        cases=[[case.name, case.subject, list(case.background), list(case.ignore)] for case in everyone],
         **others,
     )
 
 
 def _finished(out: Path, job: JobFolder, events: EventSink) -> dict[str, Any]:
     """Write the result of a job whose adapter is there, also when the job was killed just before it could."""
-    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    report = read_object(out / REPORT)
     summary = {
         "adapter": str(out),
         "summary": report["summary"],
@@ -191,6 +216,7 @@ class _Run:
 
     site: Site
     network: nn.Module
+    method: str
     config: TensorCurConfig
     cached: Mapping[str, CachedCase]
     settings: TrainingSettings
@@ -206,7 +232,7 @@ class _Run:
         """
         plan = distributed.first(lambda: self.job.remembered("plan"))
         if plan is None:
-            patch, seconds, peak = self._fitting()
+            patch, at_once, (seconds, peak) = self._fitting()
             # A part of the time goes to checks, evaluation and saving.
             if minutes is not None:
                 steps = max(self.settings.check_every, int(minutes * 60 * STEPS_SHARE / (seconds * trainings)))
@@ -215,11 +241,13 @@ class _Run:
                 "seconds_per_step": seconds,
                 "peak_bytes": peak,
                 "patch": list(patch),
+                "at_once": at_once,
             }
             # The leading process's measures count, so that all take as many steps.
             plan = distributed.first(lambda: measured)
             distributed.first(partial(self.job.remember, "plan", plan))
-        settings, patch = replace(self.settings, steps=int(plan["steps"])), tuple(plan["patch"])
+        settings = replace(self.settings, steps=int(plan["steps"]), at_once=plan.get("at_once"))
+        patch = tuple(plan["patch"])
         seconds = settings.steps * trainings * plan["seconds_per_step"] / STEPS_SHARE
         title = (
             f"{settings.steps} steps for each of {trainings} training{'s' if trainings > 1 else ''}: "
@@ -228,21 +256,50 @@ class _Run:
         self.events.emit("stage", name="plan", title=title, **plan, trainings=trainings, seconds=round(seconds, 1))
         return replace(self, settings=settings, patch=patch)
 
-    def _fitting(self) -> tuple[tuple[int, ...], float, int]:
-        """The largest patch that memory suffices for, and its `_measure`."""
-        patches = self._patches()
-        patch = next(patches)
-        while True:
+    def _fitting(self) -> tuple[tuple[int, ...], int | None, tuple[float, int]]:
+        """The largest patch that memory suffices for, how many are computed at once, and its `_measure`."""
+        patches = list(self._patches())
+        # Of several processes only one may have too little memory, and all must train on the same patches.
+        first, at_once = (0, None) if distributed.active() else self._expected_to_fit(patches)
+        for number, patch in enumerate(patches[first:], start=first + 1):
             try:
-                return patch, *self._measure(patch)
+                return patch, at_once, self._measure(patch, at_once)
             except MemoryExhausted:
-                smaller = next(patches, None)
-                # Of several processes only one may have run out of memory, and all must train on the same patches.
-                if smaller is None or distributed.active():
+                if number == len(patches) or distributed.active():
                     raise
-            message = f"Memory ran out with patches of {_times(patch)} voxels; going on with {_times(smaller)}."
+            message = f"Memory ran out with patches of {times(patch)} voxels; going on with {times(patches[number])}."
             self.events.emit("warning", code="smaller_patches", message=message)
-            patch = smaller
+        raise AssertionError("there is no patch")
+
+    def _expected_to_fit(self, patches: Sequence[tuple[int, ...]]) -> tuple[int, int | None]:
+        """Find the first patch that is expected to fit in memory, and how many of them at once; None for the batch.
+
+        Trying shows what fits on a graphics card; on a processor the system may end the process, or slow it down to
+        nothing. So the smallest patch is measured, and memory grows with the voxels.
+        """
+        free = free_memory(self.device)
+        if free is None or len(patches) < 2:
+            return 0, None
+        smallest = patches[-1]
+        peaks = {number: self._peak(smallest, number) for number in (None, 1)}
+        for index, patch in enumerate(patches):
+            growth = math.prod(patch) / math.prod(smallest)
+            fitting = [number for number, peak in peaks.items() if peak * growth <= free * MEMORY_SHARE]
+            if fitting:
+                self._say_smaller(
+                    patches[0], patch, fitting[0], peaks[None] * math.prod(patches[0]) / math.prod(smallest)
+                )
+                return index, fitting[0]
+        return len(patches) - 1, 1
+
+    def _say_smaller(self, wanted: Sequence[int], patch: Sequence[int], at_once: int | None, needed: float) -> None:
+        if tuple(patch) == tuple(wanted) and at_once is None:
+            return
+        message = (
+            f"A step on patches of {times(wanted)} voxels would take {needed / 2**30:.1f} GB of memory, more than is "
+            f"free; going on with {times(patch)}{', one at a time' if at_once == 1 else ''}."
+        )
+        self.events.emit("warning", code="smaller_patches", message=message)
 
     def _patches(self) -> Iterator[tuple[int, ...]]:
         """The base's window, and then halves of it that the network takes as well."""
@@ -253,21 +310,23 @@ class _Run:
             if self.site.base.takes_window(self.network, patch):
                 yield patch
 
-    def _measure(self, patch: Sequence[int]) -> tuple[float, int]:
+    def _measure(self, patch: Sequence[int], at_once: int | None) -> tuple[float, int]:
         """Seconds and most bytes of a step."""
-        groups = self.site.groups(self.config)
-        cases = list(self.cached.values())
-
-        def trial(steps: int, count: int) -> None:
-            model = TensorCurModel(self.network, self.config)
-            settings = replace(self.settings, steps=steps, check_every=steps)
-            train(model, cases[:count], groups, patch, settings, self.device, NullEvents())
-
-        peak = peak_bytes(lambda: trial(1, 1), self.device)  # which also warms up
+        peak = self._peak(patch, at_once)  # which also warms up
         started = time.monotonic()
-        trial(TRIAL_STEPS, len(cases))
+        self._try_steps(TRIAL_STEPS, list(self.cached.values()), patch, at_once)
         # The trial has one check, which costs about as much as two steps.
         return (time.monotonic() - started) / (TRIAL_STEPS + 2), peak
+
+    def _peak(self, patch: Sequence[int], at_once: int | None) -> int:
+        """Most bytes of a step."""
+        return peak_bytes(lambda: self._try_steps(1, list(self.cached.values())[:1], patch, at_once), self.device)
+
+    def _try_steps(self, steps: int, cases: Sequence[CachedCase], patch: Sequence[int], at_once: int | None) -> None:
+        model = TensorCurModel(self.network, self.config)
+        settings = replace(self.settings, steps=steps, check_every=steps, at_once=at_once)
+        groups, kept = self.site.groups(self.config), self.site.kept_channels(self.network, self.config)
+        train(model, cases, groups, patch, settings, self.device, NullEvents(), None, None, kept)
 
     def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
         """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
@@ -275,7 +334,8 @@ class _Run:
         groups = self.site.groups(self.config)
         settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
         events = Labelled(self.events, training=number)
-        return model, train(model, cases, groups, self.patch, settings, self.device, events, self.job.checkpoint)
+        kept, checkpoint = self.site.kept_channels(self.network, self.config), self.job.checkpoint
+        return model, train(model, cases, groups, self.patch, settings, self.device, events, checkpoint, None, kept)
 
     def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""
@@ -289,10 +349,11 @@ class _Run:
                 self.events.emit("stage", name=f"fold-{number}", title=title)
                 fold = self._validate_fold(number, held_out)
                 distributed.first(partial(self.job.remember, f"fold-{number}", fold))
-            for part in ("base", "adapted"):
-                dice = [score["dice"] for score in fold[part] if score["dice"] is not None]
-                if dice:
-                    self.events.emit("metric", name=f"{part}_dice", value=sum(dice) / len(dice), fold=number)
+            base, adapted = ([Score(**score) for score in fold[part]] for part in ("base", "adapted"))
+            found = compare_scores(base, adapted, self._subjects(), self._new_structures())["mean"]
+            for name in ("base_dice", "adapted_dice"):
+                if found[name] is not None:
+                    self.events.emit("metric", name=name, value=found[name], fold=number)
             done.append(fold)
         return done
 
@@ -318,7 +379,7 @@ class _Run:
         self, model: TensorCurModel, result: TrainingResult, validation: Sequence[Mapping[str, Any]], minutes: float
     ) -> dict[str, Any]:
         """Put together report.json."""
-        return build_report(
+        report = build_report(
             [Score(**score) for fold in validation for score in fold["base"]] or None,
             [Score(**score) for fold in validation for score in fold["adapted"]] or None,
             folds=[{"cases": fold["cases"], "best_step": fold["best_step"]} for fold in validation],
@@ -329,8 +390,27 @@ class _Run:
                 "adapter_bytes": weights_bytes(model.trained_state()),
                 "base_bytes": self.site.base.weights.stat().st_size,
             },
-            subjects={case.name: case.subject for case in self.site.dataset.cases},
+            subjects=self._subjects(),
+            new=self._new_structures(),
         )
+        return {**report, "advice": self.advice(validation)}
+
+    def advice(self, validation: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """Say what may help structures that were not learned."""
+        return advice_on_structures(
+            [Score(**score) for fold in validation for score in fold["adapted"]],
+            self._subjects(),
+            self.method,
+            self.site.base.preprocessing.spacing,
+            self._new_structures(),
+        )
+
+    def _subjects(self) -> dict[str, str]:
+        return {case.name: case.subject for case in self.site.dataset.cases}
+
+    def _new_structures(self) -> list[str]:
+        """Name the structures that the base model has no output for."""
+        return [name for name, sources in self.site.matched.items() if not sources]
 
     def details(self, model: TensorCurModel, result: TrainingResult) -> dict[str, Any]:
         """Say in adapter_config.json where the adapter comes from."""
@@ -341,7 +421,8 @@ class _Run:
                 "version": str(base.metadata.get("version", "")),
                 "sha256": base.sha256,
             },
-            "structures": [structure.to_dict() for structure in self.site.structures],
+            "structures": [structure.to_dict() for structure in self.site.result_structures],
+            "kept_structures": [structure.name for structure in self.site.kept],
             "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
             "training": self._training(model, result),
             "versions": versions(),
@@ -352,7 +433,7 @@ class _Run:
         counts = {f"trained_{part}": number for part, number in model.trained_counts().items()}
         return {
             **asdict(self.settings),
-            "patch": _times(self.patch),
+            "patch": times(self.patch),
             **counts,
             "cases": len(self.cached),
             "best_step": result.best_step,
@@ -364,12 +445,6 @@ def versions() -> dict[str, str]:
     return {"tcurlora": __version__, **{name: version(name) for name in ("torch", "monai", "SimpleITK", "numpy")}}
 
 
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
-
-
 def _table(report: Mapping[str, Any]) -> str:
     validation = report["cross_validation"]
-    return (
-        "" if validation is None else summary_table({part: validation[part]["summary"] for part in ("base", "adapted")})
-    )
+    return "" if validation is None else comparison_table(validation["comparison"])

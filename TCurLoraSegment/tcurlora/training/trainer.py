@@ -14,32 +14,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
-from monai.transforms import (
-    Compose,
-    EnsureTyped,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    SpatialPadd,
-)
+from monai.transforms import Compose
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tcurlora.cases.cached_case import CachedCase
-from tcurlora.errors import MemoryExhausted, TCurLoraError
+from tcurlora.errors import Diverged, MemoryExhausted, TCurLoraError
 from tcurlora.method.adapted_model import AdaptedModel
-from tcurlora.method.head import class_logits
 from tcurlora.runtime import distributed
 from tcurlora.runtime.atomic_files import whole_file
 from tcurlora.runtime.devices import autocast, half_precision, out_of_memory_as_error
 from tcurlora.runtime.events import EventSink
+from tcurlora.training.losses import KeptChannels, kept_loss, segmentation_loss
+from tcurlora.training.patches import KEYS, middle_patch, patch_transform
 
-KEYS = ("image", "label")
 SECONDS_BETWEEN_LOSSES = 0.2
 """Quick steps report only some of their losses, which is enough for a plot."""
 
@@ -60,6 +49,7 @@ class TrainingSettings:
         check_every: steps between checks of the best weights; each also writes a checkpoint.
         patience: checks without a better loss after which training ends early.
         seed: of patches, augmentation and dropout.
+        at_once: patches that are computed at once, for less memory; the whole batch when None. The step is the same.
     """
 
     steps: int = 160
@@ -73,6 +63,7 @@ class TrainingSettings:
     check_every: int = 20
     patience: int = 5
     seed: int = 0
+    at_once: int | None = None
 
 
 @dataclass
@@ -99,31 +90,6 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
 
 
-def augmentation(roi_size: Sequence[int]) -> Compose:
-    """Crop a patch and vary pose, contrast, sharpness and noise. No mirroring: left stays left."""
-    turn = (0.2, 0.2, 0.2)
-    return Compose(
-        [
-            SpatialPadd(KEYS, roi_size),
-            RandCropByPosNegLabeld(KEYS, label_key="label", spatial_size=roi_size, pos=3, neg=1, num_samples=1),
-            RandAffined(
-                KEYS,
-                prob=0.8,
-                rotate_range=turn,
-                scale_range=(0.1, 0.1, 0.1),
-                translate_range=(3, 3, 3),
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.8), sigma_y=(0.3, 0.8), sigma_z=(0.3, 0.8)),
-            RandGaussianNoised("image", prob=0.2, std=0.1),
-            RandAdjustContrastd("image", prob=0.3, gamma=(0.75, 1.35), retain_stats=True),
-            RandScaleIntensityd("image", prob=0.3, factors=0.15),
-            EnsureTyped(KEYS, track_meta=False),
-        ]
-    )
-
-
 def train(
     model: AdaptedModel,
     cases: Sequence[CachedCase],
@@ -134,6 +100,7 @@ def train(
     events: EventSink,
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] | None = None,
+    kept: KeptChannels | None = None,
 ) -> TrainingResult:
     """Train a model and leave the best weights in it.
 
@@ -144,7 +111,7 @@ def train(
     Args:
         model: at its start; on its way from the checkpoint where there is one.
         cases: the training cases.
-        groups: channel indices of each class.
+        groups: channel indices of each class, as `segmentation_loss` takes them.
         roi_size: patch size in voxels.
         settings: how long and how fast.
         device: where to train.
@@ -152,33 +119,39 @@ def train(
         checkpoint: file to resume from and to write to.
         after_step: called with the number of each step, when the model is as that step left it. After an interruption
             it is called again for the steps since the last checkpoint.
+        kept: what of the base is kept although no case is labeled with it.
 
     Raises:
         MemoryExhausted: when memory runs out also with one patch at a time.
-        TCurLoraError: when the loss is not finite.
+        Diverged: when the loss is not finite.
     """
     model.to(device)
+    if kept is not None:
+        kept.base.to(device)
     optimizer = _optimizer(model, settings)
     # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
     # A process without a row of its own scales no loss, and would not know the scale of the others' gradients.
     scaler.scale(torch.zeros((), device=device))
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     state = distributed.first(lambda: _load_checkpoint(checkpoint, settings)) if checkpoint else None
     result, best = _restore(state, model, optimizer, scaler) if state else (TrainingResult(), model.trained_state())
-    augment = augmentation(roi_size)
-    monitor = _in_pairs([_monitor_patch(case, roi_size) for case in cases[:8]])
+    transform = patch_transform(roi_size)
+    monitor = _in_pairs([middle_patch(case, roi_size) for case in cases[:8]])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = distributed.own_rows(settings.batch)
-    micro_batch = max(1, len(rows))
+    micro_batch = max(1, min(len(rows), settings.at_once or len(rows)))
     started, first_step = time.monotonic(), result.steps
     last_loss_at = -math.inf
 
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
+        image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d)
         with autocast(device):
-            logits = model(batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d))
-        loss: Tensor = loss_function(class_logits(logits.float(), groups), batch["label"].to(device, non_blocking=True))
-        return loss
+            logits = model(image)
+        label, activation = batch["label"].to(device, non_blocking=True), model.config.activation
+        loss = segmentation_loss(logits.float(), label, groups, activation)
+        if kept is None:
+            return loss
+        return loss + kept_loss(logits.float(), _of_base(kept.base, image), label, kept, activation)
 
     def monitor_loss() -> float:
         model.eval()
@@ -199,7 +172,7 @@ def train(
         result.best_loss = monitor_loss()  # a training that only makes things worse ends where it started
     while result.steps < settings.steps and not _stalled(result, settings):
         step = result.steps
-        patches = _draw_patches(cases, augment, settings, step, rows)
+        patches = _draw_patches(cases, transform, settings, step, rows)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, settings)
         model.train()
@@ -224,10 +197,10 @@ def train(
                 events.emit("warning", message="Memory ran out; going on with one patch at a time.")
         loss = distributed.sum_gradients(trained, loss, device)
         if not math.isfinite(loss):
-            raise TCurLoraError(
+            raise Diverged(
                 f"The training loss became {loss} at step {step + 1}.",
-                "Check the intensities of the cases with 'tcurlora check', or lower the learning rate.",
-                "diverged",
+                "Look for cases with extreme intensities ('tcurlora check' names them) and leave them out; "
+                "or choose the method 'compact', or another seed (--seed).",
             )
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -254,6 +227,17 @@ def train(
     return result
 
 
+def _of_base(network: nn.Module, image: Tensor) -> Tensor:
+    """Return what the base says of some patches; its network may be a part of the model that is trained."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    with torch.no_grad(), autocast(image.device):
+        logits: Tensor = network(image)
+    for module, mode in modes.items():
+        module.training = mode
+    return logits.float()
+
+
 def _stalled(result: TrainingResult, settings: TrainingSettings) -> bool:
     return sum(point["step"] > result.best_step for point in result.curve) >= settings.patience
 
@@ -272,7 +256,7 @@ def _optimizer(model: AdaptedModel, settings: TrainingSettings) -> torch.optim.O
 
 
 def _draw_patches(
-    cases: Sequence[CachedCase], augment: Compose, settings: TrainingSettings, step: int, rows: Sequence[int]
+    cases: Sequence[CachedCase], transform: Compose, settings: TrainingSettings, step: int, rows: Sequence[int]
 ) -> list[dict[str, Tensor]]:
     """Draw and augment patches of one step's batch; they depend on seed, step and row only."""
     epoch_length = len(cases)
@@ -282,8 +266,8 @@ def _draw_patches(
         epoch, index = divmod(position, epoch_length)
         order = np.random.default_rng((settings.seed, epoch)).permutation(epoch_length)
         patch_seed = int(np.random.default_rng((settings.seed, 1, position)).integers(2**31))
-        augment.set_random_state(patch_seed)
-        patches += augment(_tensors(cases[order[index]]))  # the cropping transform gives a list of one patch
+        transform.set_random_state(patch_seed)
+        patches.append(transform(cases[order[index]]))
     return patches
 
 
@@ -293,24 +277,6 @@ def _stack(patches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _dropout(rows: Sequence[int], batch: int) -> AbstractContextManager[Any]:
     return nullcontext() if len(rows) == batch else distributed.DropoutOfBatch(rows, batch)
-
-
-def _tensors(case: CachedCase) -> dict[str, Tensor]:
-    image, label = case.load()
-    return {"image": torch.from_numpy(np.array(image)), "label": torch.from_numpy(np.array(label)[None]).long()}
-
-
-def _monitor_patch(case: CachedCase, roi_size: Sequence[int]) -> dict[str, Tensor]:
-    """The patch around the middle of the label, without augmentation."""
-    tensors = _tensors(case)
-    labelled = torch.nonzero(tensors["label"][0])
-    if len(labelled):
-        center = (labelled.min(0).values + labelled.max(0).values) // 2
-        sizes = zip(center.tolist(), roi_size, tensors["label"].shape[1:], strict=True)
-        window = [slice(max(0, min(c - r // 2, n - r)), max(0, min(c - r // 2, n - r)) + r) for c, r, n in sizes]
-        tensors = {key: value[(slice(None), *window)] for key, value in tensors.items()}
-    padded = Compose([SpatialPadd(KEYS, roi_size), EnsureTyped(KEYS, track_meta=False)])(tensors)
-    return {key: padded[key][(slice(None), *(slice(0, r) for r in roi_size))][None] for key in KEYS}
 
 
 def _in_pairs(patches: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
