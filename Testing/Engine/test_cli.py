@@ -159,7 +159,7 @@ def test_json_is_all_there_is_on_stdout(
 def test_commands_speak_to_people(bundle: Path, site: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     for command, words in (
-        (["check", "--base", str(bundle), "--data", str(site)], "4 cases of 4 subjects, 0 problems."),
+        (["check", "--base", str(bundle), "--data", str(site)], "4 cases of 2 subjects, 0 problems."),
         (["check", "--base", str(bundle), "--data", str(site)], "'anterior hippocampus' + 'posterior hippocampus'"),
         (["models", "show", str(bundle)], "SegResNet"),
         (["adapters", "show", str(adapter)], "# Adapter for hippocampus"),
