@@ -21,6 +21,8 @@ import numpy as np
 import SimpleITK as sitk
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+THREADS = "nnUNet_def_n_proc"
+"""What nnU-Net reads its number of threads from, when it is imported."""
 DATASET = "Dataset042_Blobs"
 # nnU-Net finds a trainer by importing all of them, some of which need packages that the tests do without.
 TRAINERS = {
@@ -67,7 +69,7 @@ def nnunet_folders(top: Path) -> Iterator[None]:
     values = {name: str(top / name) for name in VARIABLES}
     for folder in values.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
-    values |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    values |= {THREADS: os.environ.get(THREADS, "1"), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     from dynamic_network_architectures import architectures
     from dynamic_network_architectures.architectures import unet
 
@@ -244,6 +246,39 @@ def train(top: Path, variant: Variant, steps: int = 0, fold: int | str = 0, seed
                 Path(trainer.output_folder_base, f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         shutil.rmtree(folder)
     return top / "nnUNet_results" / DATASET / variant.folder_name
+
+
+def write_model(folder: Path, variant: Variant, seed: int = 0) -> Path:
+    """Write a model as the trainer does, but without nnU-Net, which takes long to import; weights are random.
+
+    Returns:
+        TRAINER__PLANS__CONFIGURATION.
+    """
+    import torch
+
+    from tcurlora.models.nnunet import whole_network
+    from tcurlora.models.nnunet_files import read_trained
+
+    model = folder / variant.folder_name
+    (model / "fold_0").mkdir(parents=True)
+    plans, dataset = plans_of(variant), dataset_json_of(variant)
+    for name, content in (("plans", plans), ("dataset", dataset)):
+        (model / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    torch.manual_seed(seed)
+    trained = read_trained(model, look=False)
+    checkpoint = {
+        "network_weights": whole_network(trained, len(trained.channels)).state_dict(),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [0.5]},
+        "_best_ema": np.float32(0.5),
+        "current_epoch": 1,
+        "init_args": {"plans": plans, "configuration": variant.configuration, "fold": 0, "dataset_json": dataset},
+        "trainer_name": variant.trainer,
+        "inference_allowed_mirroring_axes": (0, 1, 2) if variant.mirrored else None,
+    }
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    return model
 
 
 def _preprocess(top: Path, variant: Variant, folder: Path, cases: int) -> None:

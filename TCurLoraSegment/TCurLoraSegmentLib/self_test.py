@@ -154,6 +154,7 @@ class PanelTest(unittest.TestCase):
         self.assertIn("New scan 新", result.GetName())
         self.assertIn("Köln 3 T 病院", result.GetName())
         self.assertGreater(dice_of(result, volume, seed=9), 0.8, self.ui.segmentStatus.text)
+        self._correct(result, volume)
         self.ui.useAsCaseButton.click()
         self.assertEqual(self.ui.casesTable.rowCount, 4)
 
@@ -207,6 +208,13 @@ class PanelTest(unittest.TestCase):
         wanted = CasePair(slicer.util.getNode("scan 1").GetID(), slicer.util.getNode("scan 1 segmentation").GetID())
         self.assertEqual(row.pair, wanted)
         self.assertEqual(self.ui.inputSelector.currentNode().GetName(), "scan 1")
+
+    def _correct(self, result: Any, volume: Any) -> None:
+        """Draw one voxel more; what was not corrected is asked about."""
+        segment = result.GetSegmentation().GetNthSegmentID(0)
+        voxels = slicer.util.arrayFromSegmentBinaryLabelmap(result, segment, volume).copy()
+        voxels[0, 0, 0] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(voxels, result, segment, volume)
 
     def _adapt(self, name: str, steps: int) -> None:
         if self.widget.panel.engine_problems():  # as where an extension is built, which installs no packages

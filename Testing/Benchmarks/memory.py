@@ -1,6 +1,6 @@
 """Measure the memory that a model of 117 classes takes for a whole body, beside what is told of it beforehand.
 
-    python Testing/Benchmarks/memory.py [--size 512 512 600] [--spacing 0.8 0.8 1.0] [--out FILE]
+    python Testing/Benchmarks/memory.py --machine ... [--size 512 512 600] [--spacing 0.8 0.8 1.0]
 
 The network is one convolution, so that this takes minutes: its share of the memory is small, while scan, grid, scores
 of all classes and labels are those of a real model. Linux only, because of how the highest mark is read.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from cost_measuring import PeakMemory, in_own_process
+from record import measured
 from torch import Tensor, nn
 
 from tcurlora.imaging.structures import Structure
@@ -26,12 +27,13 @@ from tcurlora.inference.expected_memory import expected_bytes
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.models.base_model import Windowing
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.runtime.json_files import write_json
 
 CPU = torch.device("cpu")
 CLASSES = 117
 WINDOW = 128
 MODEL_SPACING = 1.5
-LIMIT = 8e9
+LIMIT_GB = 8.0
 RESULT = Path(__file__).resolve().parent / "results" / "memory.json"
 
 
@@ -87,31 +89,43 @@ def measure(size: tuple[int, int, int], spacing: tuple[float, float, float], ble
     }
 
 
+def content(runs: Sequence[Mapping[str, Any]], size: Sequence[int], machine: str) -> dict[str, Any]:
+    """Make the content of the result file."""
+    columns = [
+        {"title": "averaged"},
+        {"title": "scan, voxels"},
+        {"title": "peak memory, GB", "number": True, "digits": 1},
+        {"title": "told beforehand, GB", "number": True, "digits": 1},
+        {"title": "temporary file, GB", "number": True, "digits": 1},
+        {"title": "classes in the result", "number": True},
+    ]
+    voxels = " x ".join(map(str, size))
+    keys = ("peak_gb", "told_gb", "file_gb", "classes_found")
+    rows = [[run["blend"], voxels, *(run[key] for key in keys)] for run in runs]
+    return measured(
+        "Memory of many classes",
+        "python Testing/Benchmarks/memory.py --machine ...",
+        machine,
+        [0],
+        f"{CLASSES} structures at {MODEL_SPACING} mm, windows of {WINDOW} voxels a side, one convolution as network",
+        {"main": {"columns": columns, "rows": rows}},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 600))
     parser.add_argument("--spacing", type=float, nargs=3, default=(0.8, 0.8, 1.0), help="in mm")
     parser.add_argument("--blend", nargs="+", default=["logits"], choices=["logits", "probabilities"])
+    parser.add_argument("--machine", required=True, help="in words, such as 'two cores of a server processor'")
     parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    runs = [
-        in_own_process(measure, tuple(arguments.size), tuple(arguments.spacing), blend) for blend in arguments.blend
-    ]
-    result = {
-        "classes": CLASSES,
-        "scan_voxels": list(arguments.size),
-        "scan_spacing_mm": list(arguments.spacing),
-        "model_spacing_mm": MODEL_SPACING,
-        "window": WINDOW,
-        "limit_gb": LIMIT / 1e9,
-        "within_limit": all(run["peak_gb"] < LIMIT / 1e9 for run in runs),
-        "torch": torch.__version__,
-        "system": platform.system(),
-        "runs": runs,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    options = parser.parse_args()
+    size, spacing = tuple(options.size), tuple(options.spacing)
+    runs = [in_own_process(measure, size, spacing, blend) for blend in options.blend]
+    write_json(options.out, content(runs, size, options.machine))
+    print(json.dumps(runs, indent=1))
+    if any(run["peak_gb"] > LIMIT_GB for run in runs):
+        raise SystemExit(f"more than {LIMIT_GB:g} GB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure what a training patch costs, for scans of several sizes.
 
-    python Testing/Benchmarks/patches.py --out Testing/Benchmarks/results/patches.json
+    python Testing/Benchmarks/patches.py --out Testing/Benchmarks/results/patches.json --machine ...
 
 Only ratios within a run mean something on another computer: the time of a patch from each scan against that from the
 smallest, and the time to list a scan's voxels, which is spent once a case. Everything runs in one thread.
@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from record import measured
 
 from tcurlora.cases.cached_case import CachedCase, list_voxels, save_case
 from tcurlora.runtime.json_files import write_json
@@ -33,6 +34,7 @@ PATCH = (96, 96, 96)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--machine", required=True, help="in words, such as 'one core of a server processor'")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     options = parser.parse_args()
@@ -40,11 +42,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = {side: make_case(Path(folder) / str(side), side) for side in options.sides}
         times = measure({side: case for side, (case, _) in made.items()}, options.repeats)
-    rows = [{"side": side, "list_once_s": round(made[side][1], 3), **times[side]} for side in options.sides]
-    for row in rows:
-        row["patch_against_smallest"] = round(row["patch_s"] / rows[0]["patch_s"], 2)
-        print(json.dumps(row))
-    write_json(options.out, {"patch": PATCH, "repeats": options.repeats, "scans": rows})
+    smallest = times[options.sides[0]]["patch_s"]
+    columns = [
+        {"title": "voxels of the scan"},
+        {"title": "to list its voxels, once, s", "number": True, "digits": 2},
+        {"title": "to cut a patch, s", "number": True, "digits": 4},
+        {"title": "to cut and vary one, s", "number": True, "digits": 3},
+        {"title": "against the smallest", "number": True, "digits": 2},
+    ]
+    rows = [
+        [f"{side} x {side} x {side}", made[side][1], times[side]["cut_s"], times[side]["patch_s"], ratio]
+        for side in options.sides
+        for ratio in [times[side]["patch_s"] / smallest]
+    ]
+    content = measured(
+        "Patches",
+        "python Testing/Benchmarks/patches.py --out FILE --machine ...",
+        options.machine,
+        [0],
+        f"patches of {PATCH[0]} x {PATCH[1]} x {PATCH[2]} voxels, medians of {options.repeats}",
+        {"scans": {"columns": columns, "rows": rows}},
+    )
+    write_json(options.out, content)
+    print(json.dumps(rows, indent=1))
 
 
 def measure(cases: Mapping[int, CachedCase], repeats: int) -> dict[int, dict[str, float]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tables import RESULTS, ROOT
 
 from tcurlora.runtime.json_files import read_object, write_json
+from tcurlora.training.adaptation import versions
 
 
 def recorded(results: Mapping[str, Any], title: str, command: str, machine: str, commit: str) -> dict[str, Any]:
@@ -72,6 +73,37 @@ def recorded(results: Mapping[str, Any], title: str, command: str, machine: str,
     }
 
 
+def measured(
+    title: str, command: str, machine: str, seeds: Sequence[int], note: str, tables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make the content of a result file of what a benchmark has measured.
+
+    Args:
+        title: of the section that it belongs to.
+        command: that makes it again.
+        machine: on what it ran, in words.
+        seeds: of everything random.
+        note: with which settings.
+        tables: by name, as `results/README.md` describes them.
+    """
+    return {
+        "title": title,
+        "command": command,
+        "provenance": {"how": "written by the script", "commit": commit()},
+        "machine": machine,
+        "versions": versions(),
+        "seeds": list(seeds),
+        "note": note,
+        "tables": dict(tables),
+    }
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return head.stdout.strip()
+
+
 def main() -> None:
     """Record what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,8 +113,7 @@ def main() -> None:
     parser.add_argument("--command", required=True)
     parser.add_argument("--machine", required=True, help="in words, such as 'two cores of a server processor'")
     args = parser.parse_args()
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    content = recorded(read_object(args.results), args.title, args.command, args.machine, head.stdout.strip())
+    content = recorded(read_object(args.results), args.title, args.command, args.machine, commit())
     write_json(RESULTS / f"{args.name}.json", content)
     print(json.dumps(content["tables"]["main"]["rows"], indent=1))
 

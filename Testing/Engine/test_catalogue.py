@@ -53,27 +53,42 @@ def sha256(content: bytes) -> str:
 
 
 class Server:
-    """A web server on this computer for one file, which breaks off after `limit` bytes of an answer."""
+    """A web server on this computer, which breaks off after `limit` bytes of an answer.
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    Attributes:
+        files: what it has, by the path in its addresses.
+        moved: addresses that it sends on to.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.moved: dict[str, str] = {}
         self.limit: int | None = None
         self.ranges = True
-        self.asked: list[str | None] = []
+        self.asked: list[tuple[str, str | None]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked = self.headers.get("Range")
-                outer.asked.append(asked)
+                asked, name = self.headers.get("Range"), self.path.lstrip("/")
+                outer.asked.append((name, asked))
+                if name in outer.moved:
+                    self.send_response(302)
+                    self.send_header("Location", outer.moved[name])
+                    self.end_headers()
+                    return
+                if name not in outer.files:
+                    self.send_error(404)
+                    return
+                content = outer.files[name]
                 start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and outer.ranges else 0
-                if start and start >= len(outer.content):
+                if start and start >= len(content):
                     self.send_error(416)
                     return
-                body = outer.content[start:]
+                body = content[start:]
                 self.send_response(206 if start else 200)
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(outer.content) - 1}/{len(outer.content)}")
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: outer.limit])
@@ -82,7 +97,7 @@ class Server:
                 return None
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/tiny.zip"
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
@@ -120,8 +135,8 @@ def server(home: Path, shelf: Path) -> Iterator[Server]:
     bundle = make_bundle(home / "source")
     (bundle / "scripts").mkdir()
     (bundle / "scripts" / "evil.py").write_text("raise SystemExit")
-    running = Server(zipped(bundle, home / "tiny.zip"))
-    offer(shelf, running.url, running.content, (bundle / "models" / "model.pt").read_bytes())
+    running = Server({"tiny.zip": zipped(bundle, home / "tiny.zip")})
+    offer(shelf, f"{running.url}/tiny.zip", running.files["tiny.zip"], (bundle / "models" / "model.pt").read_bytes())
     yield running
     running.server.shutdown()
     running.server.server_close()
@@ -130,9 +145,8 @@ def server(home: Path, shelf: Path) -> Iterator[Server]:
 def offer(shelf: Path, url: str, archive: bytes, weights: bytes, **changes: Any) -> None:
     entry = {
         "name": "tiny",
-        "url": url,
-        "archive_sha256": sha256(archive),
-        "sha256": sha256(weights),
+        "sources": [{"archive": url, "sha256": sha256(archive)}],
+        "weights": {"models/model.pt": {"sha256": sha256(weights)}},
         "size": len(weights),
     }
     write_catalogue(shelf, entry | changes)
@@ -283,7 +297,7 @@ def test_fetch_goes_on_where_it_stopped(server: Server) -> None:
     assert leftovers() == [".tiny.zip.part"]
     server.limit = None
     catalogue.fetch_model("tiny", NullEvents())
-    assert server.asked == [None, "bytes=1000-", "bytes=2000-"]
+    assert [asked for _, asked in server.asked] == [None, "bytes=1000-", "bytes=2000-"]
     load_base_model("tiny").build()
 
 
@@ -298,21 +312,21 @@ def test_fetch_starts_over_when_the_server_knows_no_ranges(server: Server) -> No
 
 def test_a_download_that_was_killed_before_it_was_unpacked_is_used(server: Server) -> None:
     catalogue.models_folder().mkdir(parents=True)
-    (catalogue.models_folder() / ".tiny.zip.part").write_bytes(server.content)
+    (catalogue.models_folder() / ".tiny.zip.part").write_bytes(server.files["tiny.zip"])
     (catalogue.models_folder() / ".tiny.partial" / "configs").mkdir(parents=True)
     catalogue.fetch_model("tiny", NullEvents())
     assert leftovers() == ["tiny"]
 
 
 def test_other_bytes_than_promised_are_deleted(server: Server) -> None:
-    server.content = bytes(len(server.content))
-    with pytest.raises(InputError, match="SHA-256"):
+    server.files["tiny.zip"] = bytes(len(server.files["tiny.zip"]))
+    with pytest.raises(InputError, match="checksum"):
         catalogue.fetch_model("tiny", NullEvents())
     assert leftovers() == []
 
 
 def test_other_weights_than_promised_are_deleted(server: Server, shelf: Path) -> None:
-    offer(shelf, server.url, server.content, b"other weights", size=10**6)
+    offer(shelf, f"{server.url}/tiny.zip", server.files["tiny.zip"], b"other weights", size=10**6)
     with pytest.raises(InputError, match="weights of 'tiny'"):
         catalogue.fetch_model("tiny", NullEvents())
     assert leftovers() == []
@@ -322,7 +336,7 @@ def test_a_download_larger_than_promised_is_cut_off(
     server: Server, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalogue, "MARGIN_BYTES", 100)
-    offer(shelf, server.url, server.content, b"", size=1)
+    offer(shelf, f"{server.url}/tiny.zip", server.files["tiny.zip"], b"", size=1)
     with pytest.raises(InputError, match="larger"):
         catalogue.fetch_model("tiny", NullEvents())
     assert leftovers() == []
@@ -340,6 +354,122 @@ def test_only_https_is_fetched(shelf: Path, url: str) -> None:
     with pytest.raises(InputError, match="https"):
         catalogue.fetch_model("tiny", NullEvents())
     assert leftovers() == []
+
+
+def test_an_address_that_leads_elsewhere_is_followed_and_goes_on_where_it_stopped(server: Server) -> None:
+    """As publishers move their files, and send on to another address each time."""
+    server.moved["tiny.zip"] = f"{server.url}/stored.zip"
+    server.files["stored.zip"] = server.files.pop("tiny.zip")
+    server.limit = 1000
+    with pytest.raises(TCurLoraError, match="broke off"):
+        catalogue.fetch_model("tiny", NullEvents())
+    server.limit = None
+    catalogue.fetch_model("tiny", NullEvents())
+    assert ("stored.zip", "bytes=1000-") in server.asked
+    load_base_model("tiny").build()
+
+
+@pytest.mark.parametrize("where", ["http://example.org/tiny.zip", "file:///etc/passwd", "ftp://example.org/tiny.zip"])
+def test_an_address_that_leads_to_an_unsafe_one_is_refused(server: Server, where: str) -> None:
+    server.moved["tiny.zip"] = where
+    with pytest.raises(TCurLoraError) as caught:
+        catalogue.fetch_model("tiny", NullEvents())
+    assert caught.value.code == ("download_failed" if where.startswith("file") else "unsafe_url")
+    assert leftovers() == []
+
+
+def offer_files(shelf: Path, server: Server, bundle: Path, archive: str = "", **changes: Any) -> None:
+    """Offer a bundle file by file, with the checksums that its publisher gives."""
+    files = []
+    for path in sorted(bundle.rglob("*")):
+        inside = path.relative_to(bundle).as_posix()
+        if path.is_file() and inside.startswith(("configs/", "models/")):
+            server.files[inside] = path.read_bytes()
+            algorithm = "md5" if inside.startswith("models/") else "sha256"
+            value = hashlib.new(algorithm, server.files[inside]).hexdigest()
+            files.append({"path": inside, "url": f"{server.url}/{inside}", algorithm: value})
+    sources: list[dict[str, Any]] = [{"files": files}]
+    if archive:
+        sources.insert(0, {"archive": archive, "sha1": "0" * 40})
+    write_catalogue(shelf, {"name": "tiny", "size": 10**7, "sources": sources} | changes)
+
+
+def test_a_bundle_is_fetched_file_by_file(server: Server, shelf: Path, home: Path) -> None:
+    """Each file goes on where it stopped, and the model is there when all of them are."""
+    offer_files(shelf, server, home / "source")
+    server.limit = 1000
+    for _ in range(2):
+        with pytest.raises(TCurLoraError, match="broke off"):
+            catalogue.fetch_model("tiny", NullEvents())
+        assert "tiny" not in leftovers()
+    server.limit = None
+    folder = catalogue.fetch_model("tiny", NullEvents())
+    assert ("models/model.pt", "bytes=1000-") in server.asked
+    assert leftovers() == ["tiny"]
+    load_base_model(folder).build()
+
+
+def test_a_file_with_other_bytes_is_deleted_and_fetched_again(server: Server, shelf: Path, home: Path) -> None:
+    offer_files(shelf, server, home / "source")
+    right = server.files["models/model.pt"]
+    server.files["models/model.pt"] = right[:-1] + b"?"
+    with pytest.raises(InputError) as caught:
+        catalogue.fetch_model("tiny", NullEvents())
+    assert caught.value.code == "wrong_hash" and ".tiny.models.model.pt.part" not in leftovers()
+    server.files["models/model.pt"] = right
+    catalogue.fetch_model("tiny", NullEvents())
+    assert leftovers() == ["tiny"]
+
+
+def test_the_next_source_is_asked_when_the_first_has_gone(server: Server, shelf: Path, home: Path) -> None:
+    offer_files(shelf, server, home / "source", archive=f"{server.url}/gone.zip")
+    catalogue.fetch_model("tiny", NullEvents())
+    assert server.asked[0][0] == "gone.zip" and leftovers() == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sources": []},
+        {"sources": [{"archive": "https://example.org/tiny.zip"}]},
+        {"sources": [{"files": [{"path": "configs/../../x.json", "url": "https://example.org", "md5": "0"}]}]},
+        {"sources": [{"files": [{"path": "scripts/x.py", "url": "https://example.org", "md5": "0"}]}]},
+        {"sources": [{"files": [{"path": "models/model.pt", "url": "https://example.org"}]}]},
+        {"sources": 7},
+        {"weights": {"models/model.pt": {}}},
+        {"size": None},
+    ],
+)
+def test_what_cannot_be_verified_is_not_fetched(server: Server, shelf: Path, home: Path, changes: Any) -> None:
+    offer_files(shelf, server, home / "source", **changes)
+    with pytest.raises(InputError) as caught:
+        catalogue.fetch_model("tiny", NullEvents())
+    assert caught.value.code == "damaged_installation"
+    assert not server.asked and leftovers() == []
+
+
+def test_a_restricted_licence_is_accepted_before_anything_is_asked_for(server: Server, shelf: Path, home: Path) -> None:
+    offer_files(shelf, server, home / "source", restricted="its license is for non-commercial use only.")
+    with pytest.raises(InputError, match="non-commercial") as caught:
+        catalogue.fetch_model("tiny", NullEvents())
+    assert caught.value.code == "licence" and "--accept-licence" in caught.value.remedy
+    assert not server.asked
+    catalogue.fetch_model("tiny", NullEvents(), accept_licence=True)
+    assert leftovers() == ["tiny"]
+
+
+def test_entries_of_the_zoo_say_what_their_users_ask() -> None:
+    entries = [entry for entry in catalogue.list_models() if entry.get("sources")]
+    assert len(entries) >= 10
+    for entry in entries:
+        wanted = {"title", "modality", "structures", "input_channels", "network", "spacing", "patch", "version"}
+        assert wanted | {"licence", "citation", "size", "limit", "memory_mb", "kind", "tried"} <= entry.keys()
+        assert entry["origin"] == "downloaded" and not entry["on_disk"]
+        for source in entry["sources"]:
+            read = catalogue.source_of(source)
+            assert read.verifiable({}) and all(remote.url.startswith("https://") for remote in read.files)
+    restricted = {entry["name"] for entry in entries if entry.get("restricted")}
+    assert restricted == {"multi_organ_segmentation", "renalStructures_CECT_segmentation"}
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from tcurlora.method.channels import Channel
 from tcurlora.method.head import laid_out
-from tcurlora.training.losses import segmentation_loss
+from tcurlora.training.losses import KeptChannels, kept_loss, segmentation_loss
 
 PLAIN = [[0], [1], [2]]
 
@@ -101,3 +101,26 @@ def test_new_region_starts_improbable_and_the_others_as_they_were() -> None:
     before, after = features @ weight.flatten(1).T + bias, features @ rows.flatten(1).T + offsets
     torch.testing.assert_close(after[:, :3], before[:, [0, 0, 1]])
     assert after[:, 3].sigmoid().max() < 0.03
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_what_is_kept_is_at_its_best_where_the_base_says_the_same(activation: str) -> None:
+    """Channels: background, labeled, kept; the base has them in another order."""
+    kept = KeptChannels(nn.Identity(), (0, 2) if activation == "softmax" else (2,), (1, 0))
+    if activation == "sigmoid":
+        kept = KeptChannels(nn.Identity(), (2,), (0,))
+    label = torch.zeros(2, 1, 6, 6, 6, dtype=torch.long)
+    label[..., 3:] = 1
+
+    def gradient(same: bool) -> Tensor:
+        logits, _ = batch()
+        of_base = torch.stack((logits[:, 2], logits[:, 0], torch.zeros_like(logits[:, 0])), 1).detach()
+        kept_loss(logits, of_base if same else of_base + torch.randn(1, 3, 6, 6, 6), label, kept, activation).backward()  # type: ignore[arg-type]
+        assert logits.grad is not None
+        return logits.grad
+
+    best, other = gradient(True), gradient(False)
+    assert not best[:, 1].any() and not other[:, 1].any()
+    assert other.abs().max() > 20 * best.abs().max()
+    # With a softmax only voxels without a label are compared; regions are compared in all of them.
+    assert bool(other[..., 3:].any()) == (activation == "sigmoid")

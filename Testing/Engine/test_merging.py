@@ -23,7 +23,7 @@ from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.head import find_head
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, save_adapter
-from tcurlora.models.base_model import BaseModel
+from tcurlora.models.base_model import BaseModel, Windowing
 from tcurlora.models.merged_bundles import inference_config, merge_adapter
 from tcurlora.models.monai_bundle import write_bundle
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
@@ -61,7 +61,9 @@ def make_base(folder: Path, kind: str, shape: dict[str, Any] | None = None) -> B
         },
     }
     preprocessing = MonaiPreprocessing((1, 1, 1), (("NormalizeIntensity", {"nonzero": True}),))
-    inference = inference_config(network_def, preprocessing, (SIDE,) * 3, ["background", "head", "tail"], [HEAD, TAIL])
+    inference = inference_config(
+        network_def, preprocessing, Windowing((SIDE,) * 3), ["background", "head", "tail"], [HEAD, TAIL]
+    )
     arguments = {key: value for key, value in network_def.items() if key != "_target_"}
     state = getattr(nets, kind)(**arguments).state_dict()
     write_bundle(folder, {"metadata": metadata, "inference": inference}, "# Tiny\n", state)

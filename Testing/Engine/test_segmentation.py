@@ -236,3 +236,17 @@ def test_results_beside_a_job_outlive_the_next_one(bundle: Path, scans: Path, tm
         request = SegmentRequest(str(bundle), (str(scans / scan),), str(job / f"{number}.seg.nrrd"))
         run_segment(request, NullEvents(), job)
     assert {"0.seg.nrrd", "1.seg.nrrd", "result.json"} <= set(names_in(job))
+
+
+def test_doubts_about_a_scan_are_told(
+    bundle: Path, make_scan: Callable[..., Any], tmp_path: Path, recorder: Any
+) -> None:
+    image, _ = make_scan(0)
+    voxels = sitk.GetArrayFromImage(image)
+    voxels[:2] = -32768
+    padded = sitk.GetImageFromArray(voxels)
+    padded.CopyInformation(image)
+    sitk.WriteImage(padded, tmp_path / "padded.nii.gz")
+    events = recorder()
+    run_segment(SegmentRequest(str(bundle), (str(tmp_path / "padded.nii.gz"),), str(tmp_path / "out")), events)
+    assert [event["code"] for event in events.of("warning")] == ["extreme_values"]

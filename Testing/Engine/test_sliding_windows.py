@@ -71,9 +71,7 @@ def test_windows_are_where_monai_or_nnunet_put_them(overlap: float) -> None:
         size = [n + int(more) for n, more in zip(roi, random.integers(0, 60, 3), strict=True)]
         steps = [n if n == whole else max(1, int(n * (1 - overlap))) for n, whole in zip(roi, size, strict=True)]
         by_step = [tuple(slice(int(s.start), int(s.stop)) for s in p) for p in dense_patch_slices(size, roi, steps)]
-        places = window_places(size, Windowing(roi, overlap))  # type: ignore[arg-type]
-        assert {str(place) for place in places} == {str(place) for place in by_step}
-        assert len(places) == len(by_step)
+        assert window_places(size, Windowing(roi, overlap)) == by_step  # type: ignore[arg-type]
         even = Windowing(roi, overlap, placement="even")  # type: ignore[arg-type]
         starts = [window_starts(whole, n, even) for whole, n in zip(size, roi, strict=True)]
         assert starts == compute_steps_for_sliding_window(size, roi, 1 - overlap)  # type: ignore[arg-type]

@@ -171,6 +171,46 @@ def absurd_meta_image(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+_EXPRESSIONS = (
+    b"$__import__('os').system('touch canary')",
+    b"$open('canary', 'w')",
+    b"$[0] * 999999999",
+    b"$().__class__.__base__.__subclasses__()",
+    b"$2 ** 9999999",
+    b"@first",
+    b"@display::window::0",
+    b"@@",
+    b"%first",
+    b"%other.json::x",
+    b"$@keys + @keys",
+    b"$len(@display)",
+    b"$@classes if @highres else @nowhere",
+    b"$torch.load('models/model.pt')['x']",
+    b"*a",
+)
+
+
+def config_text(rng: random.Random, data: bytes) -> bytes:
+    """Exchange values of a config for references and expressions, so that they lead in circles or ask for too much."""
+    lines = data.split(b"\n")
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        number = rng.randrange(len(lines))
+        key, colon, value = lines[number].partition(b": ")
+        comma = b"," if value.endswith(b",") else b""
+        way = rng.randrange(5)
+        text = rng.choice(_EXPRESSIONS)
+        if way == 0:
+            lines.insert(rng.randrange(len(lines)), lines[number])
+        elif way == 1:
+            del lines[number]
+            lines = lines or [b""]
+        elif colon:
+            lines[number] = key + colon + b'"' + text + b'"' + comma
+        else:
+            lines[number] = b' "' + text + b'"' + comma
+    return b"\n".join(lines)
+
+
 def json_text(rng: random.Random, data: bytes) -> bytes:
     """Replace, add or remove values anywhere in a JSON document; sometimes nest one absurdly deep."""
     try:
@@ -345,6 +385,67 @@ def dicom(rng: random.Random, data: bytes) -> bytes:
             if rng.random() < 0.15:
                 delattr(dataset, keyword)
         except (ValueError, TypeError, AttributeError):
+            continue
+    stream = io.BytesIO()
+    try:
+        dataset.save_as(stream, enforce_file_format=True)
+    except Exception:  # pydicom itself refuses to write some of this
+        return damaged(rng, data)
+    return stream.getvalue()
+
+
+def dicom_frames(rng: random.Random, data: bytes) -> bytes:
+    """Change, exchange, remove or double what single frames of a multi-frame DICOM file say of themselves."""
+    import warnings
+
+    import pydicom
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    warnings.simplefilter("ignore")
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    odd = (*NUMBERS[:6], "1.5", "-7", "2")
+    for _ in range(rng.choice((1, 1, 2))):
+        way = rng.randrange(8)
+        source = rng.choice([*frames, dataset.SharedFunctionalGroupsSequence[0]])
+        groups = [element for element in source if element.VR == "SQ" and element.value]
+        try:
+            if way == 0:
+                a, b = rng.randrange(len(frames)), rng.randrange(len(frames))
+                frames[a].PlanePositionSequence = frames[b].PlanePositionSequence
+            elif way == 1:
+                frame = rng.choice(list(frames))
+                place = [float(x) for x in frame.PlanePositionSequence[0].ImagePositionPatient]
+                place[rng.randrange(3)] += rng.choice((-2, 0.01, 0.3, 1, 2, 2000))
+                frame.PlanePositionSequence[0].ImagePositionPatient = [f"{x:g}" for x in place]
+            elif way == 2:
+                dataset.PerFrameFunctionalGroupsSequence = Sequence(
+                    [*frames, copy.deepcopy(frames[0])] if rng.random() < 0.5 else list(frames)[:-1]
+                )
+            elif way == 3:
+                for index, frame in enumerate(frames):
+                    keyword = rng.choice(("TemporalPositionIndex", "StackID", "InStackPositionNumber"))
+                    setattr(
+                        frame.FrameContentSequence[0], keyword, str(index % 2) if keyword == "StackID" else index % 2
+                    )
+            elif way == 4 and groups:
+                delattr(source, rng.choice(groups).keyword)
+            elif way == 5:
+                frame = rng.choice(list(frames))
+                item = Dataset()
+                item.RescaleSlope, item.RescaleIntercept = rng.choice(odd), rng.choice(odd)
+                frame.PixelValueTransformationSequence = Sequence([item])
+            elif groups:
+                item = rng.choice(groups).value[0]
+                element = rng.choice(list(item))
+                if element.VM > 1:
+                    values = list(element.value)
+                    values[rng.randrange(len(values))] = rng.choice(odd)
+                    element.value = values if rng.random() < 0.8 else values[:-1]
+                else:
+                    element.value = rng.choice(odd)
+        except (ValueError, TypeError, AttributeError, OverflowError):
             continue
     stream = io.BytesIO()
     try:

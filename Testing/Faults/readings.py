@@ -108,6 +108,60 @@ def _nifti_affines(header: Any) -> list[np.ndarray]:
     return [np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(way(), float) for way in ways]
 
 
+def read_frames(path: Path) -> Reading:
+    """Read a multi-frame DICOM file with pydicom: the frames in the order of their places, each with its factors.
+
+    Raises:
+        Unreadable: when it cannot, or the frames are not one even stack.
+    """
+    import warnings
+
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, force=True)
+            shared = dataset.SharedFunctionalGroupsSequence[0]
+            frames = list(dataset.PerFrameFunctionalGroupsSequence)
+
+            def value(frame: Any, group: str, keyword: str, default: Any = None) -> Any:
+                for source in (frame, shared):
+                    if source.get(group):
+                        return source[group].value[0].get(keyword, default)
+                return default
+
+            places = [[float(x) for x in value(f, "PlanePositionSequence", "ImagePositionPatient")] for f in frames]
+            turns = [
+                [float(x) for x in value(f, "PlaneOrientationSequence", "ImageOrientationPatient")] for f in frames
+            ]
+            sizes = [[float(x) for x in value(f, "PixelMeasuresSequence", "PixelSpacing")] for f in frames]
+            scale = "PixelValueTransformationSequence"
+            slopes = [float(value(f, scale, "RescaleSlope", None) or dataset.get("RescaleSlope", 1)) for f in frames]
+            plus = [
+                float(value(f, scale, "RescaleIntercept", None) or dataset.get("RescaleIntercept", 0)) for f in frames
+            ]
+            stored = dataset.pixel_array.astype(float).reshape(len(frames), dataset.Rows, dataset.Columns)
+            if dataset.PhotometricInterpretation == "MONOCHROME1":
+                stored = (-1 if dataset.PixelRepresentation else 2**dataset.BitsStored - 1) - stored
+    except Exception as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+    row, column = np.array(turns[0][:3]), np.array(turns[0][3:])
+    normal = np.cross(row, column)
+    order = sorted(range(len(frames)), key=lambda index: float(np.array(places[index]) @ normal))
+    voxels = np.stack([stored[index] * slopes[index] + plus[index] for index in order])
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * sizes[0][1], column * sizes[0][0]
+    depths = [float(np.array(place) @ normal) for place in places]
+    beside = np.median([np.array(place) - depth * normal for place, depth in zip(places, depths, strict=True)], axis=0)
+    step = (max(depths) - min(depths)) / max(1, len(frames) - 1)
+    affine[:3, 2], affine[:3, 3] = step * normal, beside + min(depths) * normal
+    even = [affine[:3, 3] + number * affine[:3, 2] for number in range(len(frames))]
+    if max(float(np.abs(np.array(places[i]) - place).max()) for i, place in zip(order, even, strict=True)) > 0.5:
+        raise Unreadable("frames that are not one even stack")
+    return Reading(voxels, [affine], {})
+
+
 def _nrrd(path: Path) -> Reading:
     raw = path.read_bytes()
     text, found, body = raw.partition(b"\n\n")

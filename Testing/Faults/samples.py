@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import locale
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import nnunet_reference
 import numpy as np
 import SimpleITK as sitk
+from dicom_files import LEGACY_MR, multi_frame, save, volume
+from pydicom.uid import RLELossless
 
 NETWORK = {
     "_target_": "SegResNet",
@@ -59,6 +66,7 @@ def make_samples(folder: Path) -> Path:
     write(whole, folder / "images" / "plain.mha", False)
     write(scan, folder / "images" / "packed.mha", True)
     _write_series(folder / "series")
+    _write_multi_frame(folder / "frames")
     _write_segmentations(folder / "segmentations")
     _write_site(folder / "site")
     _write_models(folder)
@@ -90,6 +98,17 @@ def _write_series(folder: Path) -> None:
         writer.SetFileName(str(folder / f"slice{index}.dcm"))
         writer.Execute(piece)
     locale.setlocale(locale.LC_ALL, before)  # which writing DICOM has changed
+
+
+def _write_multi_frame(folder: Path) -> None:
+    """Frames out of order, each with its own factor; in one file and, as another kind, each with its own geometry."""
+    folder.mkdir()
+    values, order = volume(5, 8, 7), [3, 0, 4, 2, 1]
+    save(multi_frame(values, order, slopes=[1, 2, 0.5, 1, 3]), folder / "enhanced.dcm")
+    save(multi_frame(values, order, shared=False, kind=LEGACY_MR), folder / "legacy.dcm")
+    packed = multi_frame(values, order)
+    packed.compress(RLELossless)
+    save(packed, folder / "packed.dcm")
 
 
 def _write_segmentations(folder: Path) -> None:
@@ -167,6 +186,28 @@ def write_bundle(folder: Path, pickled: bool = False, window: int = 16) -> Path:
     return folder
 
 
+def _refer(folder: Path) -> None:
+    """Write a bundle's inference config as people of the zoo do: in YAML, with references and expressions."""
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    transforms = content["preprocessing"].pop("transforms")
+    content["network_def"]["in_channels"] = "$len(@keys)"
+    content["network_def"]["out_channels"] = "@classes"
+    transforms[1]["pixdim"] = "$[1.0] * 3 if @highres else [3.0] * 3"
+    content["preprocessing"]["transforms"] = "$@first + @second"
+    content["inferer"]["roi_size"] = "@display::window"
+    content["postprocessing"] = {
+        "_target_": "Compose",
+        "transforms": [{"_target_": "Activationsd", "softmax": True}, {"_target_": "AsDiscreted", "argmax": True}],
+    }
+    loader = {"_target_": "CheckpointLoader", "load_path": "$@root + '/models/' + @name", "load_dict": {"model": "@n"}}
+    content |= {"first": transforms[:1], "second": transforms[1:], "keys": ["image"], "classes": len(CHANNELS)}
+    content |= {"highres": True, "display": {"window": [16] * 3}, "root": ".", "name": "model.pt", "handlers": [loader]}
+    path.unlink()
+    # JSON is YAML, and one line for each value gives mutators of lines something to do.
+    path.with_suffix(".yaml").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
 def _write_models(folder: Path) -> None:
     import torch
 
@@ -179,8 +220,15 @@ def _write_models(folder: Path) -> None:
     from tcurlora.runtime.job_folder import JobFolder
     from tcurlora.training import trainer as training
 
+    model = nnunet_reference.write_model(folder / "nnU-Net", nnunet_reference.Variant(features=2))
+    (folder / "nnU-Net archive").mkdir()
+    with zipfile.ZipFile(folder / "nnU-Net archive" / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(model.rglob("*")):
+            archive.write(file, Path("Dataset042_Blobs", file.relative_to(model.parent)))
+
     base = load_base_model(write_bundle(folder / "bundle"))
     write_bundle(folder / "pickled bundle", pickled=True)
+    _refer(write_bundle(folder / "referring bundle"))
     channels = (Channel("background", 0), Channel("hippocampus", 1), Channel("hippocampus", 2))
     config = TensorCurConfig(r=2, head="conv_final.2.conv", channels=channels, modules_to_save=(r"norm1",))
     model = TensorCurModel(base.build(), config)

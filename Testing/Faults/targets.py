@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import mutations as m
 import numpy as np
 import SimpleITK as sitk
 import torch
-from readings import Unreadable, read, read_safetensors
+from readings import Unreadable, read, read_frames, read_safetensors
 
 from tcurlora.cases.checks import check_cases
 from tcurlora.cases.dataset import find_cases
@@ -28,6 +30,7 @@ from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, read_adapter_config
 from tcurlora.models.adapter_library import import_adapter, list_adapters
 from tcurlora.models.base_model import Windowing
+from tcurlora.models.catalogue import add_model
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 from tcurlora.models.opening import load_base_model
 from tcurlora.models.weights_files import read_weights
@@ -156,6 +159,22 @@ def check_series(path: Path, sound: Path) -> None:
     segment(image) if image.GetNumberOfComponentsPerPixel() == 1 else None
 
 
+def check_frames(path: Path, sound: Path) -> None:
+    image = read_image(path)
+    voxels = sitk.GetArrayFromImage(image)
+    original = read_image(sound)
+    if not same_place(image, [matrix_of(original)]) or not same_voxels(voxels, sitk.GetArrayFromImage(original)):
+        try:
+            other = read_frames(path)
+        except Unreadable as error:
+            raise Wrong(f"read {image.GetSize()}, another reader says: {error}") from error
+        if not same_voxels(voxels, other.voxels):
+            raise Wrong(f"voxels differ from another reader's: {voxels.shape} {other.voxels.shape}")
+        if not same_place(image, other.affines):
+            raise Wrong(f"geometry differs from another reader's: {matrix_of(image).tolist()}")
+    segment(image)
+
+
 def expect_place_of_slices(image: sitk.Image, folder: Path) -> None:
     import pydicom
 
@@ -257,9 +276,13 @@ def expect_cases(data: Path, sound: Path) -> None:
 
 def check_bundle(path: Path, sound: Path) -> None:
     folder = path.parent.parent
-    base = load_base_model(folder)
-    base.labelled_structures()
-    network = base.build()
+    try:
+        base = load_base_model(folder)
+        base.labelled_structures()
+        network = base.build()
+    finally:
+        if Path("canary").exists():
+            raise Wrong("an expression was executed")
     outputs = {len(base.channels)}
     with torch.no_grad():
         found = network(torch.zeros(1, base.in_channels, *base.windows.roi_size)).shape[1]
@@ -272,6 +295,49 @@ def check_bundle(path: Path, sound: Path) -> None:
         allowed = {0, *(s.value for s in base.labelled_structures())}
         if not set(np.unique(sitk.GetArrayFromImage(labels)).tolist()) <= allowed:
             raise Wrong("labels that no structure has")
+
+
+def check_nnunet(path: Path, sound: Path) -> None:
+    folder = next(part for part in path.parents if "__" in part.name)
+    base = load_base_model(folder)
+    network = base.build()
+    if math.prod(base.windows.roi_size) > 48**3:
+        return  # its damage is a window that is large, and could be meant so
+    with torch.no_grad():
+        found = network(torch.zeros(1, base.in_channels, *base.windows.roi_size)).shape[1]
+    if found != len(base.channels):
+        raise Wrong(f"{found} output channels for {len(base.channels)} names")
+    if base.in_channels == 1:
+        scan = read_image(samples_of(sound) / "images" / "plain.nii")
+        labels, _ = Segmenter.of_base(base, torch.device("cpu"), network).segment(scan)
+        if not set(np.unique(sitk.GetArrayFromImage(labels)).tolist()) <= {0, *base.label_values}:
+            raise Wrong("labels that no structure has")
+
+
+def samples_of(sound: Path) -> Path:
+    """The folder of all samples."""
+    return next(part for part in sound.parents if part.name == "samples")
+
+
+def check_nnunet_archive(path: Path, sound: Path) -> None:
+    home = path.parent / "home"
+    shutil.rmtree(home, ignore_errors=True)
+    before = os.environ.get("TCURLORA_HOME")
+    os.environ["TCURLORA_HOME"] = str(home)
+    try:
+        load_base_model(add_model(path, lambda folder: load_base_model(folder).build(), "sample")).build()
+    except TCurLoraError:
+        left = sorted(p.name for p in (home / "models").iterdir()) if (home / "models").is_dir() else []
+        if left not in ([], ["sample"]):
+            raise Wrong(f"left among the models: {left}") from None
+        raise
+    finally:
+        os.environ.pop("TCURLORA_HOME")
+        if before is not None:
+            os.environ["TCURLORA_HOME"] = before
+    outside = sorted(p.name for p in path.parent.iterdir() if p.name not in (path.name, "home"))
+    if outside:
+        raise Wrong(f"written outside of the models: {outside}")
 
 
 def check_weights(path: Path, sound: Path) -> None:
@@ -378,6 +444,8 @@ def fresh_model(samples: Path) -> TensorCurModel:
     return TensorCurModel(base_network(samples), TensorCurConfig(r=2))
 
 
+NNUNET = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+MULTI_FRAME = (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames)
 TARGETS = (
     *(
         Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
@@ -389,6 +457,16 @@ TARGETS = (
     Target("MHA zlib", "images", "packed.mha", (m.damaged, m.meta_image, m.repacked_zlib), check_image),
     Target("DICOM first slice", "series", "slice0.dcm", (m.damaged, m.dicom), check_series),
     Target("DICOM middle slice", "series", "slice2.dcm", (m.damaged, m.dicom), check_series),
+    *(
+        Target(
+            f"DICOM frames {f}",
+            "frames",
+            f"{f}.dcm",
+            (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames),
+            check_frames,
+        )
+        for f in ("enhanced", "legacy", "packed")
+    ),
     Target("seg.nrrd", "segmentations", "one.seg.nrrd", (m.damaged, m.nrrd, m.repacked_gzip), check_segmentation),
     Target("seg.nrrd layers", "segmentations", "layers.seg.nrrd", (m.damaged, m.nrrd), check_segmentation),
     Target("color table", "segmentations", "table.ctbl", (m.damaged, m.csv_text), check_color_table),
@@ -397,8 +475,19 @@ TARGETS = (
     Target("datalist", "site", "datalist.json", (m.damaged, m.json_text, m.json_text), check_datalist),
     Target("bundle inference", "bundle", "configs/inference.json", (m.damaged, m.json_text, m.json_text), check_bundle),
     Target("bundle metadata", "bundle", "configs/metadata.json", (m.damaged, m.json_text), check_bundle),
+    Target(
+        "bundle with references",
+        "referring bundle",
+        "configs/inference.yaml",
+        (m.damaged, m.json_text, m.config_text, m.config_text),
+        check_bundle,
+    ),
     Target("bundle weights", "bundle", "models/model.safetensors", (m.damaged, m.safetensors), check_weights),
     Target("bundle pickle", "pickled bundle", "models/model.pt", (m.damaged,), check_weights),
+    Target("nnU-Net plans", "nnU-Net", f"{NNUNET}/plans.json", (m.damaged, m.json_text, m.json_text), check_nnunet),
+    Target("nnU-Net dataset", "nnU-Net", f"{NNUNET}/dataset.json", (m.damaged, m.json_text), check_nnunet),
+    Target("nnU-Net checkpoint", "nnU-Net", f"{NNUNET}/fold_0/checkpoint_final.pth", (m.damaged,), check_nnunet),
+    Target("nnU-Net zip", "nnU-Net archive", "model.zip", (m.damaged,), check_nnunet_archive),
     Target("adapter config", "adapter", "adapter_config.json", (m.damaged, m.json_text, m.json_text), check_adapter),
     Target("adapter weights", "adapter", "adapter_model.safetensors", (m.damaged, m.safetensors), check_adapter),
     Target(

@@ -21,39 +21,44 @@ sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "TCurLoraSegment")]
 
 import harness  # noqa: E402
 
-TRAINED, NEW = 4, 1
+NAMES = ("IXI012-HH-1211", "IXI015-HH-1258", "IXI056-HH-1327", "IXI079-HH-1388")
+"""Of the kind that real scans have, each with both sides of a person; but the scans are simulated."""
 FOLDS = 2
 SEED = 20
-WIDTH, HEIGHT, RESULT_HEIGHT = 470, 1180, 900
+WIDTH, HEIGHT, RUNNING_HEIGHT = 480, 900, 1000
 RUN_S = 1800
 
 MAKE_PATIENTS = "import sys; from pathlib import Path; from tcurlora.demo.patients import make_patients; "
 MAKE_PATIENTS += "make_patients(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
 
 
-def load_patients(folder: Path) -> tuple[Any, Any]:
+def load_patients(folder: Path) -> Any:
     """Make simulated patients in a process of the engine, and load them; all but the last with their labels.
 
+    The labels come without a name, as those of a NIfTI file.
+
     Returns:
-        Volume of the last patient, and its true labels as a segmentation that is not in the scene's cases.
+        Volume of the last patient.
     """
     import slicer
 
-    command = [sys.executable, "-c", MAKE_PATIENTS, str(folder), str(TRAINED + NEW), str(SEED)]
+    names = [f"{name}_{side}" for name in NAMES for side in "LR"] + ["IXI092-HH-1436_L"]
+    command = [sys.executable, "-c", MAKE_PATIENTS, str(folder), str(len(names)), str(SEED)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "TCurLoraSegment")})
-    volume = truth = None
-    files = sorted((folder / "images").iterdir())
-    for number, file in enumerate(files, start=1):
-        volume = slicer.util.loadVolume(str(file), {"name": f"Patient {number}"})
+    volume = None
+    for name, file in zip(names, sorted((folder / "images").iterdir()), strict=True):
+        volume = slicer.util.loadVolume(str(file), {"name": name})
+        if name == names[-1]:
+            break
         labels = slicer.util.loadLabelVolume(str(folder / "labels" / file.name), {"name": "labels"})
-        name = f"Patient {number} hippocampus" if number <= TRAINED else "truth"
-        truth = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-        truth.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, truth)
-        truth.GetSegmentation().GetNthSegment(0).SetName("hippocampus")
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{name}_hippocampus.nii.gz")
+        node.CreateDefaultDisplayNodes()
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, node)
+        node.GetSegmentation().GetNthSegment(0).SetName("Segment_1")
         slicer.mrmlScene.RemoveNode(labels)
-        truth.SetDisplayVisibility(False)
-    return volume, truth
+        node.SetDisplayVisibility(False)
+    return volume
 
 
 def main() -> None:
@@ -70,51 +75,51 @@ def main() -> None:
 
 
 def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
-    """Run through the panel's sections from top to bottom."""
+    """Run through the panel's tabs from left to right."""
     import slicer
     from harness.views import open_views
 
-    volume, truth = load_patients(scratch / "patients")
-    slicer.mrmlScene.RemoveNode(truth)
+    volume = load_patients(scratch / "patients")
     widget = harness.open_module("TCurLoraSegment")
     panel, ui = widget.panel, widget.ui
-    harness.wait_until(lambda: panel.models and len(panel.devices) > 1, timeout_s=120)
-    harness.show(widget, WIDTH, HEIGHT)
+    harness.wait_until(lambda: panel.models and len(panel.devices) > 1, timeout_s=240)
 
     ui.addFromSceneButton.click()
+    harness.wait_until(lambda: ui.checkCasesButton.enabled, timeout_s=240)
+    print(ui.casesMessage.text, ui.questionLabel.text, sep="\n")
+    _grab(widget, out / "question.png")
+    ui.questionYesButton.click()
     ui.checkCasesButton.click()
-    harness.wait_until(lambda: ui.checkCasesButton.enabled, timeout_s=120)
+    harness.wait_until(lambda: ui.checkCasesButton.enabled, timeout_s=240)
     parameters = panel.parameters
-    parameters.set("name", "Our 3 T scanner")
-    parameters.set("minutes", minutes)
-    parameters.set("folds", FOLDS)
+    for key, value in (("name", "Our 3 T scanner"), ("minutes", minutes), ("folds", FOLDS)):
+        parameters.set(key, value)
     panel.refresh()
+    _grab(widget, out / "cases.png")
     ui.adaptButton.click()
-    ui.segmentSection.collapsed = True
     harness.wait_until(
         lambda: not panel.adapt_section.running or ("all" in ui.stageLabel.text and ui.adaptProgress.value > 10),
         timeout_s=RUN_S,
     )
-    harness.process_events(0.2)
-    harness.grab(widget, out / "panel.png")
+    _grab(widget, out / "panel.png", RUNNING_HEIGHT)
     harness.wait_until(lambda: not panel.adapt_section.running, timeout_s=RUN_S)
     print(ui.stageLabel.text, ui.resultSummary.text, sep="\n")
+    ui.casesSection.collapsed = True
+    _grab(widget, out / "result.png")
 
-    ui.segmentSection.collapsed = False
+    panel.show_tab("segmentTab")
     parameters.set_node("input", volume)
     parameters.set("uncertainty", True)
     panel.refresh()
     ui.segmentButton.click()
     harness.wait_until(lambda: not panel.segment_section.running, timeout_s=RUN_S)
     print(ui.segmentStatus.text)
-    for name in ("baseModelSection", "casesSection", "adaptSection"):
-        getattr(ui, name).collapsed = True
-    ui.adaptersSection.collapsed = False
+    _grab(widget, out / "segment.png")
+    panel.show_tab("modelsTab")
     harness.wait_until(lambda: ui.adaptersTable.rowCount == 1, timeout_s=60)
     ui.adaptersTable.selectRow(0)
-    harness.show(widget, WIDTH, RESULT_HEIGHT)
-    harness.process_events(0.5)
-    harness.grab(widget, out / "result.png")
+    ui.cardButton.click()
+    _grab(widget, out / "models.png")
 
     result = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")[-1]
     ui.show3DButton.click()
@@ -122,6 +127,13 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
         views.show(volume)
         views.center_on(result)
         views.save(out / "views.png")
+
+
+def _grab(widget: Any, file: Path, height: int = HEIGHT) -> None:
+    harness.process_events(0.3)
+    harness.show(widget, WIDTH, height)
+    harness.process_events(0.3)
+    harness.grab(widget, file)
 
 
 if __name__ == "__main__":

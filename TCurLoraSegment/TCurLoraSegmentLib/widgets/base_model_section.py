@@ -40,7 +40,10 @@ class BaseModelSection:
         """Why the chosen model cannot be used, one sentence each."""
         name = self._panel.parameters.get("base")
         if not self._panel.models:
-            return [] if self._panel.engine_problems() else [_("The base models are not listed yet.")]
+            if self._panel.engine_problems():
+                return []  # which stand in the way already
+            none = _("No base model was found.")
+            return [none if self._panel.listed else _("The base models are not listed yet.")]
         if not name or self.current() is not None:
             return []
         return [_("The base model '{name}' is not on this computer: choose another one, or add it.").format(name=name)]
@@ -61,9 +64,12 @@ class BaseModelSection:
         titles = [str(one.get("title") or one["name"]) for one in models]
         offer(self._ui.baseModelCombo, titles, models.index(entry) if entry is not None else -1)
         summary = in_words(entry) if entry else " ".join(self.problems())
-        if not self._message and not models and self._panel.listed and not self._panel.engine_problems():
-            summary = _("No base model was found.")
-        say(self._ui.baseModelSummary, "\n".join(filter(None, (summary, self._message))))
+        # Where the engine does not work, the notice above the tabs says so for all.
+        message = "" if self._panel.engine_problems() else self._message
+        say(
+            self._ui.baseModelSummary,
+            message if message and not models else "\n".join(filter(None, (summary, message))),
+        )
         self._ui.baseModelSummary.setToolTip(", ".join(map(str, (entry or {}).get("structures") or ())))
         on_disk = entry is not None and bool(entry["on_disk"])
         self._ui.fetchModelButton.setVisible(entry is not None and not on_disk)

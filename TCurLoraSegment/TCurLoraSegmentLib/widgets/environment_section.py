@@ -95,6 +95,8 @@ class EnvironmentSection:
         self._plan = None
         self._items = []  # they are those of another Python
         fill(self._ui.environmentTable, [])
+        for label in (self._ui.adaptersMessage, self._ui.modelsMessage):
+            say(label, "")  # the notice says it for all
         self._panel.devices = ["auto"]
         self._panel.adapt_section.devices_changed()
         self._show(self._failure)

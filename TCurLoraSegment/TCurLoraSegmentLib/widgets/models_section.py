@@ -37,6 +37,7 @@ class ModelsSection:
 
     def models_changed(self) -> None:
         """Show the models that there are now and that the user searches for."""
+        say(self._ui.modelsMessage, "")
         words = str(self._ui.modelFilterEdit.text).casefold().split()
         self._shown = [entry for entry in self._panel.models if all(word in _searched(entry) for word in words)]
         rows, tooltips = [], []

@@ -280,6 +280,7 @@ class Panel:
     def _no_models(self, error: UserError) -> None:
         self.segment_section.models_changed()
         self._say_unlisted(self.ui.modelsMessage, error)
+        self.base_model_section.say(str(error))
         self.refresh()
 
     def _adapters_listed(self, adapters: list[Mapping[str, Any]]) -> None:

@@ -16,8 +16,8 @@ from tcurlora.cases.channels import read_case_image
 from tcurlora.cases.labels import read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.images import not_written
-from tcurlora.imaging.intensities import require_finite, require_finite_array
-from tcurlora.imaging.preprocessing import Preprocessing
+from tcurlora.imaging.intensities import require_finite_image
+from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
 
@@ -87,10 +87,10 @@ def cache_case(
     if cached.label.exists():
         return cached
     image = read_case_image(case)
-    require_finite(image, str(case.image))
+    require_finite_image(image, str(case.image))
     prepared = preprocessing.prepare(image)
     array = prepared.array
-    require_finite_array(array, str(case.image), "after the model's normalization")
+    require_finite(array, f"'{case.image.name}'")
     labels = read_case_labels(case, structures, image)
     count = labels.GetNumberOfComponentsPerPixel()
     if count > 1 and not overlapping:

@@ -17,12 +17,11 @@ from tcurlora import __version__
 from tcurlora.errors import Cancelled, InputError, TCurLoraError, as_user_error
 from tcurlora.runtime.events import ConsoleEvents, EventSink, JsonEvents
 from tcurlora.runtime.parent_process import attach
+from tcurlora_contract.methods import COMPARED, METHODS
 
 if TYPE_CHECKING:
     from tcurlora.inference.segmenter_cache import SegmenterCache
 
-METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),
@@ -122,12 +121,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "say what works here: python, torch, device, memory, disk, models")
 
-    models = command("models", _models, "list, show, fetch, add or remove base models")
-    models.add_argument("action", choices=("list", "show", "fetch", "add", "remove"))
+    models = command("models", _models, "list, show, fetch, add, import or remove base models")
+    models.add_argument("action", choices=("list", "show", "fetch", "add", "import", "remove"))
     models.add_argument(
-        "name", nargs="?", help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net"
+        "name",
+        nargs="?",
+        help="name of the model; for add: folder or zip file of a MONAI bundle or a trained nnU-Net; "
+        "for import: a weights file",
     )
-    models.add_argument("--name", dest="new_name", help="for add: name of the model here (default: its own)")
+    models.add_argument("--name", dest="new_name", help="for add and import: name of the model here (default: its own)")
+    models.add_argument(
+        "--accept-licence",
+        action="store_true",
+        help="for fetch: you have read the licence of a model that may not be used for every purpose",
+    )
+    models.add_argument("--like", default="", help="for import: a base model of the same network, or a similar one")
+    models.add_argument("--network", default="", help="for import: class of the network, such as SwinUNETR")
+    models.add_argument("--arguments", default="", help="for import: arguments of the network (JSON, or a file of it)")
+    models.add_argument("--structures", default="", help="for import: names of the output channels, with commas")
+    models.add_argument("--regions", action="store_true", help="for import: the structures may overlap (sigmoid)")
+    models.add_argument("--inputs", default="", help="for import: names of the input channels, with commas")
+    models.add_argument("--spacing", default="", help="for import: voxel size in mm, such as 1.5,1.5,2, or none")
+    models.add_argument("--intensity", default="", help="for import: zscore, minmax, none, or a range such as -175,250")
+    models.add_argument("--window", default="", help="for import: size of the window in voxels, such as 96,96,96")
     models.add_argument("--fold", default="", help="for add: folds of an nnU-Net to keep, such as 0,1,2 (default: 0)")
     models.add_argument(
         "--orientation",
@@ -236,11 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--name", dest="new_name", help="for import and rename: name in the library")
     adapters.add_argument("--force", action="store_true", help="for export and import: replace what has that name")
 
-    merge = command(
-        "merge",
-        _merge,
-        "write adapter and base as one model that needs this program no longer: a MONAI bundle, or an nnU-Net",
-    )
+    merge = command("merge", _merge, "write adapter and base as one MONAI bundle or nnU-Net that runs without this")
     merge.add_argument("--model", required=True, help="adapter: a folder or a name")
     merge.add_argument("--out", required=True, help="folder of the new model")
     merge.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
@@ -305,10 +317,16 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
 
     if options.action == "list":
         rows = [
-            [entry["name"], entry.get("title", ""), ", ".join(entry.get("structures", ())), _where(entry)]
+            [
+                entry["name"],
+                entry.get("kind", ""),
+                entry.get("title", ""),
+                _in_short(entry.get("structures", ())),
+                _where(entry),
+            ]
             for entry in catalogue.list_models()
         ]
-        _print(options, catalogue.list_models(), _columns(["name", "title", "structures", "on disk"], rows))
+        _print(options, catalogue.list_models(), _columns(["name", "kind", "title", "structures", "on disk"], rows))
         return 0
     name = _required_name(options)
     if options.action == "show":
@@ -317,7 +335,10 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
         description = describe_base(name)
         _print(options, description, describe_base_in_words(description))
     elif options.action == "fetch":
-        _print(options, {"path": str(catalogue.fetch_model(name, events))}, f"Fetched '{name}'.")
+        path = catalogue.fetch_model(name, events, options.accept_licence)
+        _print(options, {"path": str(path)}, f"Fetched '{name}'.")
+    elif options.action == "import":
+        _import_weights(options, Path(name))
     elif options.action == "add":
         from tcurlora.models.kinds import AddOptions
         from tcurlora.models.opening import load_base_model
@@ -333,6 +354,22 @@ def _models(options: argparse.Namespace, events: EventSink) -> int:
         catalogue.remove_model(name)
         _print(options, {"removed": name}, f"Removed '{name}'.")
     return 0
+
+
+def _import_weights(options: argparse.Namespace, weights: Path) -> None:
+    from dataclasses import fields
+
+    from tcurlora.models import catalogue
+    from tcurlora.models.bare_weights import Description, write_described
+
+    description = Description(**{field.name: getattr(options, field.name) for field in fields(Description)})
+    name = options.new_name or weights.stem
+    path = catalogue.make_model(name, lambda folder: write_described(weights, folder, description))
+    _print(options, {"path": str(path)}, f"Added '{name}'.")
+
+
+def _in_short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:6])}, ... ({len(names)})"
 
 
 def _check(options: argparse.Namespace, events: EventSink) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 from tcurlora.errors import InputError
 from tcurlora.method.model import TensorCurModel
 from tcurlora.method.stacks import find_stacks
+from tcurlora.models.base_model import BaseModel
+from tcurlora.models.catalogue import list_models
 from tcurlora.models.opening import load_base_model
 from tcurlora.runtime.plain_text import table, times
 from tcurlora.training.presets import PRESETS, preset
@@ -35,7 +37,13 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
         "description": base.metadata.get("description", ""),
         "version": base.metadata.get("version", ""),
         "licence": base.metadata.get("licence", base.metadata.get("license", "")),
+        "kind": base.kind,
+        "channels": list(base.channels),
+        "input_channels": list(base.input_channels),
+        "regions": base.activation == "sigmoid",
         "structures": base.structures,
+        "spacing": None if base.preprocessing.spacing is None else list(base.preprocessing.spacing),
+        "origin": _origin(base),
         "network": base.network_name,
         "in_channels": base.in_channels,
         "preprocessing": {**base.preprocessing.to_dict(), "roi_size": list(base.windows.roi_size)},
@@ -50,12 +58,23 @@ def describe_base(name_or_folder: str | Path) -> dict[str, Any]:
     }
 
 
+def _origin(base: BaseModel) -> str:
+    """Where the model comes from, as `list_models` says it; its folder for one that is not among them."""
+    for entry in list_models():
+        if entry["on_disk"] and Path(entry["path"]).resolve() == base.folder.resolve():
+            return str(entry["origin"])
+    return str(base.folder)
+
+
 def describe_base_in_words(description: Mapping[str, Any]) -> str:
     """Lay out `describe_base` for the terminal."""
     spacing = description["preprocessing"]["spacing"]
     lines = [
         f"{description['name']} {description['version']}  {description['description']}".strip(),
-        f"Structures: {', '.join(description['structures'])}",
+        f"Kind: {description['kind']}, {description['origin']}",
+        f"Structures: {', '.join(description['structures'])}"
+        + (", which may overlap" if description["regions"] else ""),
+        f"Input channels: {', '.join(description['input_channels'])}",
         f"Network: {description['network']}, {description['numbers']:,} numbers, "
         f"window {times(description['preprocessing']['roi_size'])} voxels"
         + (f" of {times(spacing)} mm" if spacing else ""),

@@ -318,7 +318,8 @@ class _Comparison:
     ) -> TrainingResult:
         cached = [self.cached[case.name] for case in cases]
         groups, roi_size = self.site.groups(model.config), self.site.base.windows.roi_size
-        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step)
+        kept = self.site.kept_channels(self.network, model.config)
+        return train(model, cached, groups, roi_size, settings, self.device, events, checkpoint, after_step, kept)
 
     def _short_training(self, name: str, steps: int) -> None:
         settings = replace(self._settings(name, 1.0, 0), steps=steps, check_every=steps)

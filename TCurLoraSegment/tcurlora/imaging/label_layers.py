@@ -27,11 +27,10 @@ def in_layers(masks: Iterable[tuple[int, Mask]], geometry: sitk.Image) -> sitk.I
     Returns:
         A labelmap of one component, or of one for each layer.
     """
-    named = list(masks)
-    highest = max((value for value, _ in named), default=0)
-    dtype = np.uint8 if highest < 2**8 else np.uint16 if highest < 2**16 else np.int32
-    layers: list[npt.NDArray[Any]] = [np.zeros(geometry.GetSize()[::-1], dtype)]
-    for value, mask in named:
+    layers: list[npt.NDArray[Any]] = [np.zeros(geometry.GetSize()[::-1], np.uint8)]
+    for value, mask in masks:
+        if value > np.iinfo(layers[0].dtype).max:
+            layers = [layer.astype(np.uint16 if value < 2**16 else np.int32) for layer in layers]
         free = next((layer for layer in layers if not layer[mask].any()), None)
         if free is None:
             free = np.zeros_like(layers[0])

@@ -5,15 +5,13 @@ Matching goes by name, never by number: the number of a label is an accident of 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tcurlora.errors import InputError
-
-BACKGROUND = "background"
+from tcurlora_contract.names import BACKGROUND as BACKGROUND
+from tcurlora_contract.names import normalized as normalized
 
 IGNORE = "ignore"
 """nnU-Net's name for voxels that nobody labeled: they are no structure, and no background either."""
@@ -47,12 +45,6 @@ class Structure:
             color=None if color is None else (float(color[0]), float(color[1]), float(color[2])),
             terminology=entry.get("terminology"),
         )
-
-
-def normalized(name: str) -> str:
-    """Lower case, words separated by one space: `Anterior_Hippocampus` and `anterior hippocampus` are the same."""
-    # NFKC, because one program writes an accented letter as one character and another as two.
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", name).replace("_", " ").casefold()))
 
 
 def is_background(name: str) -> bool:

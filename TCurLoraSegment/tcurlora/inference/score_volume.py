@@ -74,7 +74,7 @@ class ScoreVolume:
         return (self._classes, *(part.stop - part.start for part in self._part))
 
     def add(self, place: Place, scores: Tensor, weights: Tensor) -> None:
-        """Add the scores of a window; windows come in the order of `longest_first`.
+        """Add the scores of a window; windows come in their order, the last axis fastest.
 
         Args:
             place: of the window in the grid.
@@ -117,14 +117,13 @@ class ScoreVolume:
 class _SumsOnDisk:
     """An array of zeros in a file without a name, that is added to.
 
-    Windows come in the order of `longest_first`. In memory is a bar of them: those that begin at the same place on the
-    two longest axes. What no further window of its row reaches is written; where the next row overlaps it, it is read
-    again, so that each voxel is added up in just the order in which it would be in memory.
+    Windows come in their order, the last axis fastest. In memory is a bar of them: those that begin at the same place
+    on the first two axes. What no further window of its row reaches is written; where the next row overlaps it, it is
+    read again, so that each voxel is added up in just the order in which it would be in memory.
     """
 
     def __init__(self, classes: int, shape: tuple[int, ...]) -> None:
-        self._axes = longest_first(shape)
-        self._shape = (classes, *(shape[axis] for axis in self._axes))
+        self._shape = (classes, *shape)
         self._size = 4 * math.prod(self._shape)
         self._bar: np.ndarray | None = None
         self._start = (0, 0)
@@ -144,10 +143,9 @@ class _SumsOnDisk:
             raise _no_room(self._size, free, self._folder) from error
 
     def add(self, place: Place, scores: Tensor, weights: Tensor) -> None:
-        first, second, third = (place[axis] for axis in self._axes)
+        first, second, third = place
         self._go_to(first, second)
-        ordered = scores.permute(0, *(axis + 1 for axis in self._axes))
-        torch.from_numpy(self._bar)[..., third].addcmul_(ordered, weights.permute(self._axes))
+        torch.from_numpy(self._bar)[..., third].addcmul_(scores, weights)
 
     def read(self, index: int, part: tuple[slice, ...]) -> np.ndarray:
         if self._bar is not None:
@@ -155,7 +153,7 @@ class _SumsOnDisk:
             self._bar = None
         sums = np.empty(self._shape[1:], np.float32)
         self._transfer(self._file.readinto, index * sums.nbytes, sums)
-        return sums.transpose(np.argsort(self._axes))[part]
+        return sums[part]
 
     def close(self) -> None:
         self._bar = None
@@ -212,15 +210,9 @@ class _SumsOnDisk:
             raise _no_room(self._size, shutil.disk_usage(self._folder).free, self._folder) from error
 
 
-def longest_first(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the axes of an array by their length, which is the order in which windows go over it."""
-    return tuple(sorted(range(len(shape)), key=lambda axis: -shape[axis]))
-
-
 def bar_bytes(classes: int, shape: Sequence[int], window: Sequence[int]) -> int:
     """Bytes that are in memory of scores that are on disk."""
-    first, second, third = longest_first(shape)
-    return score_bytes(classes, (window[first], window[second], max(shape[third], window[third])))
+    return score_bytes(classes, (window[0], window[1], shape[2]))
 
 
 def score_bytes(classes: int, shape: tuple[int, ...]) -> int:

@@ -11,7 +11,7 @@ import torch
 from monai.data.utils import compute_importance_map
 from torch import Tensor
 
-from tcurlora.inference.score_volume import Place, ScoreVolume, longest_first
+from tcurlora.inference.score_volume import Place, ScoreVolume
 from tcurlora.models.base_model import Windowing
 
 NUMPY_PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -36,15 +36,10 @@ def window_starts(size: int, roi: int, windows: Windowing) -> list[int]:
 
 
 def window_places(shape: Sequence[int], windows: Windowing) -> list[Place]:
-    """Return the place of each window in an array of (x, y, z), the shortest axis fastest."""
+    """Return the place of each window in an array of (x, y, z), the last axis fastest."""
     starts = [window_starts(size, roi, windows) for size, roi in zip(shape, windows.roi_size, strict=True)]
-    axes = longest_first(shape)
-    places = []
-    for ordered in itertools.product(*(starts[axis] for axis in axes)):
-        start = dict(zip(axes, ordered, strict=True))
-        x, y, z = (slice(start[axis], start[axis] + windows.roi_size[axis]) for axis in range(3))
-        places.append((x, y, z))
-    return places
+    x, y, z = windows.roi_size
+    return [(slice(i, i + x), slice(j, j + y), slice(k, k + z)) for i, j, k in itertools.product(*starts)]
 
 
 def window_weights(windows: Windowing) -> Tensor:

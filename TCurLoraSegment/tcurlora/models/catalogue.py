@@ -229,10 +229,7 @@ def add_model(
     if kind is None:
         raise not_a_model(path)
     name = kind.name_of(path) if name is None else name
-    if not _NAME.fullmatch(name):
-        raise InputError(f"'{name}' cannot be a model's name.", "Choose letters, digits and dashes.", "bad_name")
-    if name in _names(found=False) or (models_folder() / name).exists():
-        raise InputError(f"There is a base model '{name}' already.", "Choose another name, or remove it.", "exists")
+    _require_free(name)
     files, settings = kind.files(path, options), kind.settings(path, options)
     check(path)
     try:
@@ -246,6 +243,34 @@ def add_model(
     except OSError as error:
         raise _cannot("add", name, error) from error
     return models_folder() / name
+
+
+def make_model(name: str, write: Callable[[Path], object]) -> Path:
+    """Make a new model among the user's own; nothing is left of one that fails.
+
+    Args:
+        name: of the model.
+        write: makes it, given its folder, which exists then, and raises what is wrong with it.
+
+    Raises:
+        InputError: when the name is taken or unusable, or as `write` does.
+        TCurLoraError: when it cannot be written.
+    """
+    _require_free(name)
+    try:
+        models_folder().mkdir(parents=True, exist_ok=True)
+        with whole_folder(models_folder() / name) as new:
+            write(new)
+    except OSError as error:
+        raise _cannot("make", name, error) from error
+    return models_folder() / name
+
+
+def _require_free(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"'{name}' cannot be a model's name.", "Choose letters, digits and dashes.", "bad_name")
+    if name in _names(found=False) or (models_folder() / name).exists():
+        raise InputError(f"There is a base model '{name}' already.", "Choose another name, or remove it.", "exists")
 
 
 def _add_zip(path: Path, check: Callable[[Path], object], name: str | None, options: AddOptions) -> Path:

@@ -22,17 +22,29 @@ from tcurlora.models.adapter_files import (
     read_adapter_structures,
     require_absent,
 )
-from tcurlora.models.base_model import BaseModel
+from tcurlora.models.base_model import Activation, BaseModel, Windowing
 from tcurlora.models.bundle_config import has_expression
 from tcurlora.models.merged_nnunet import merge_into_nnunet
 from tcurlora.models.monai_bundle import MonaiBundle, open_bundle, write_bundle
+from tcurlora.models.monai_networks import NETWORKS, as_config
 from tcurlora.models.monai_preprocessing import MonaiPreprocessing
+from tcurlora.models.monai_transforms import MonaiTransforms
 from tcurlora.models.nnunet import Nnunet
 from tcurlora.runtime.hashing import sha256_of_file
 from tcurlora.runtime.json_files import read_object
 
 # What describes the base and stays true of the merged model.
-INHERITED = ("authors", "copyright", "licence", "license", "data_source", "data_type", "intended_use", "references")
+INHERITED = (
+    "authors",
+    "copyright",
+    "licence",
+    "license",
+    "data_source",
+    "data_type",
+    "intended_use",
+    "references",
+    "resampling",
+)
 
 
 def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
@@ -52,7 +64,7 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
     if isinstance(base, Nnunet):
         merge_into_nnunet(adapter_folder, out, base)
         return
-    if not isinstance(base, MonaiBundle) or not isinstance(base.preprocessing, MonaiPreprocessing):
+    if not isinstance(base, MonaiBundle) or not isinstance(base.preprocessing, MonaiPreprocessing | MonaiTransforms):
         raise InputError(
             f"'{base.name}' is a {base.kind}, whose adapters cannot be merged into a MONAI bundle.",
             "Segment with the adapter as it is.",
@@ -62,8 +74,8 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
     structures = read_adapter_structures(adapter_folder)
     channels = [channel.name for channel in model.config.channels or ()] or list(base.channels)
     name = str(read_adapter_config(adapter_folder).get("name") or adapter_folder.name)
-    target = f"monai.networks.nets.{base.network_def['_target_']}"
-    network_def = {**base.network_def, "_target_": target, "out_channels": len(channels)}
+    outputs = NETWORKS[base.network_def["_target_"]].outputs
+    network_def = as_config({**base.network_def, outputs: len(channels)})
     origin = {
         "adapter": {"name": name, "sha256": sha256_of_file(adapter_folder / WEIGHTS)},
         "base_model": {"name": base.name, "sha256": base.sha256},
@@ -77,7 +89,9 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
         )
     configs = {
         "metadata": metadata,
-        "inference": inference_config(network_def, base.preprocessing, base.windows.roi_size, channels, structures),
+        "inference": inference_config(
+            network_def, base.preprocessing, base.windows, channels, structures, base.activation
+        ),
     }
     with new_folder(out) as folder:
         card = _card(name, base, structures, origin, adapter_folder)
@@ -88,35 +102,25 @@ def merge_adapter(adapter_folder: Path, out: Path, base: BaseModel) -> None:
 
 def inference_config(
     network_def: Mapping[str, Any],
-    preprocessing: MonaiPreprocessing,
-    roi_size: Sequence[int],
+    preprocessing: MonaiPreprocessing | MonaiTransforms,
+    windows: Windowing,
     channels: Sequence[str],
     structures: Sequence[Structure],
+    activation: Activation = "softmax",
 ) -> dict[str, Any]:
     """Make configs/inference.json, which `python -m monai.bundle run` takes as it is.
 
-    MONAI blends the logits of overlapping windows, this package their probabilities; everything else is the same.
+    MONAI blends the logits of overlapping windows, as this package does with bundles of MONAI's, but not with models
+    that were trained with its own resampling; of those it blends the probabilities.
 
     Args:
         network_def: class and arguments of the network.
         preprocessing: what the network expects.
-        roi_size: of its window.
+        windows: how the network is run over a scan.
         channels: name of each output channel; the probabilities of channels of one name are added.
         structures: with the label values that are written.
+        activation: of classes, or of regions, which MONAI writes as one volume for each.
     """
-    spacing: list[dict[str, Any]] = []
-    activation: dict[str, Any] = {"softmax": True}
-    renumbered: list[dict[str, Any]] = []
-    if preprocessing.spacing is not None:
-        spacing = [_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear")]
-    groups = channel_groups(channels, [structure.name for structure in structures])
-    if groups != [[i] for i in range(len(channels))]:
-        joined = ", ".join(f"x[{group}].sum(0)" for group in groups)
-        activation["other"] = f"$lambda x: torch.stack([{joined}])"
-    values = [structure.value for structure in structures]
-    classes = list(range(1, len(values) + 1))
-    if values != classes:
-        renumbered = [_step("MapLabelValued", "pred", orig_labels=classes, target_labels=values)]
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch"],
         "bundle_root": ".",
@@ -131,9 +135,7 @@ def inference_config(
             "transforms": [
                 _step("LoadImaged"),
                 _step("EnsureChannelFirstd"),
-                _step("Orientationd", axcodes="RAS"),
-                *spacing,
-                *(_step(f"{name}d", **arguments) for name, arguments in preprocessing.intensity),
+                *_before(preprocessing),
             ],
         },
         "dataset": {
@@ -144,18 +146,17 @@ def inference_config(
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": list(roi_size),
+            "roi_size": list(windows.roi_size),
             "sw_batch_size": 1,
-            "overlap": 0.5,
-            "mode": "gaussian",
+            "overlap": windows.overlap,
+            "mode": windows.mode,
+            "sigma_scale": windows.sigma_scale,
+            "padding_mode": windows.padding_mode,
         },
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                _step("Activationsd", "pred", **activation),
-                _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False),
-                _step("AsDiscreted", "pred", argmax=True),
-                *renumbered,
+                *_behind(preprocessing, channels, structures, activation),
                 _step(
                     "SaveImaged",
                     "pred",
@@ -188,7 +189,48 @@ def inference_config(
     }
 
 
-def _step(target: str, keys: str = "image", **arguments: Any) -> dict[str, Any]:
+def _before(preprocessing: MonaiPreprocessing | MonaiTransforms) -> list[dict[str, Any]]:
+    """The steps from a scan to the network."""
+    if isinstance(preprocessing, MonaiTransforms):
+        more = {"CropForeground": {"source_key": "image"}}
+        return [_step(f"{name}d", **more.get(name, {}), **arguments) for name, arguments in preprocessing.steps]
+    steps = [_step("Orientationd", axcodes="RAS")]
+    if preprocessing.spacing is not None:
+        steps.append(_step("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear"))
+    return steps + [_step(f"{name}d", **arguments) for name, arguments in preprocessing.intensity]
+
+
+def _behind(
+    preprocessing: MonaiPreprocessing | MonaiTransforms,
+    channels: Sequence[str],
+    structures: Sequence[Structure],
+    activation: Activation,
+) -> list[dict[str, Any]]:
+    """The steps from the network's output to labels on the scan, in the order in which the base does them."""
+    back = preprocessing.back if isinstance(preprocessing, MonaiTransforms) else "probabilities"
+    largest = isinstance(preprocessing, MonaiTransforms) and preprocessing.largest_only
+    groups = channel_groups(channels, [structure.name for structure in structures])
+    wanted = groups if activation == "softmax" else groups[1:]
+    function: dict[str, Any] = {activation: True}
+    if wanted != [[i] for i in range(len(channels))]:
+        joined = ", ".join(f"x[{group}].{'sum(0)' if activation == 'softmax' else 'amax(0)'}" for group in wanted)
+        function["other"] = f"$lambda x: torch.stack([{joined}])"
+    activate = _step("Activationsd", "pred", **function)
+    nearest = back == "labels"
+    invert = _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=nearest)
+    decide = _step("AsDiscreted", "pred", **({"argmax": True} if activation == "softmax" else {"threshold": 0.5}))
+    keep = [_step("KeepLargestConnectedComponentd", "pred")] if largest else []
+    values = [structure.value for structure in structures]
+    classes = list(range(1, len(values) + 1))
+    renumber = []
+    if activation == "softmax" and values != classes:
+        renumber = [_step("MapLabelValued", "pred", orig_labels=classes, target_labels=values)]
+    if back == "labels":
+        return [activate, decide, *keep, invert, *renumber]
+    return [*([activate, invert] if back == "probabilities" else [invert, activate]), decide, *keep, *renumber]
+
+
+def _step(target: str, keys: str = "image", /, **arguments: Any) -> dict[str, Any]:
     return {"_target_": target, "keys": keys, **arguments}
 
 

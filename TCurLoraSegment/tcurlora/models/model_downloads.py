@@ -138,8 +138,6 @@ def require_safe(url: str) -> None:
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         require_safe(newurl)
-        if urllib.parse.urlsplit(newurl).scheme == "file":
-            raise InputError(f"The address {req.full_url} leads to a file.", "Report it.", "unsafe_url")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -53,7 +53,7 @@ from tcurlora.models.weights_files import read_arrays, read_weights
 RESAMPLING, ANTIALIASED = "resampling", "antialiased"
 """In the metadata of models that were trained with this program's own resampling and not with MONAI's."""
 
-_SUMS = re.compile(r"\$lambda x: torch\.stack\(\[(x\[\[[\d, ]*\]\]\.sum\(0\)(, )?)+\]\)")
+_SUMS = re.compile(r"\$lambda x: torch\.stack\(\[(x\[\[[\d, ]*\]\]\.(sum|amax)\(0\)(, )?)+\]\)")
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ class MonaiTransforms(Preprocessing):
         data = MetaTensor(torch.from_numpy(np.ascontiguousarray(values[None], dtype=np.float32)), affine=grid.affine)
         for step in grid.undo:
             data = step(data, nearest)
-        array: np.ndarray = _as_array(data)[0]
-        return array
+        on_scan: np.ndarray = _as_array(data)[0]
+        return on_scan
 
 
 def affine_of(image: sitk.Image) -> Tensor:

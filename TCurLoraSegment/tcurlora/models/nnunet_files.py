@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,16 @@ MOST_JSON_BYTES = 32 * 2**20
 MOST_FOLDERS = 4000
 DEEPEST = 5
 """Folders below the given one that are looked into: of results, data set and trained model, and two above them."""
-LARGEST = {"stages": 12, "features": 8192, "kernel": 15, "stride": 16, "repeats": 32, "patch": 1024, "channels": 64}
+LARGEST = {
+    "stages": 12,
+    "features": 8192,
+    "kernel": 15,
+    "stride": 16,
+    "repeats": 32,
+    "patch": 1024,
+    "voxels": 2**25,
+    "channels": 64,
+}
 MOST_LABELS = 4096
 LOOKED_AT = 3
 """Training scans whose orientation is looked at."""
@@ -368,13 +378,16 @@ class _Reader:
         input_channels = self._input_channels()
         channels, values, regions = self._labels()
         orientation, orientation_from = self._orientation()
+        patch = self._three(configuration, "patch_size", 1, LARGEST["patch"], whole=True)
+        if math.prod(patch) > LARGEST["voxels"]:
+            self.bad(f"has the patch_size {list(patch)} in its plans, which no computer could train it with")
         return TrainedModel(
             folder=self.folder,
             dataset=self._dataset_name(),
             trainer=self.trainer,
             configuration=self.configuration,
             folds=folds_of(self.folder),
-            patch=self._three(configuration, "patch_size", 1, LARGEST["patch"], whole=True),
+            patch=patch,
             spacing=self._three(configuration, "spacing", 1e-3, 1e3),
             transpose=transpose,
             architecture=architecture,

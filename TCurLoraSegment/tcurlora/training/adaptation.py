@@ -36,13 +36,12 @@ from tcurlora.runtime.json_files import read_object
 from tcurlora.runtime.memory import free_memory, peak_bytes
 from tcurlora.runtime.plain_text import times
 from tcurlora.training.advice import advice_on_structures
-from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+from tcurlora_contract.methods import DEFAULT_METHOD, STEPS_SHARE
 
 TRIAL_STEPS = 3
-STEPS_SHARE = 0.75
-"""Part of a run's time that its steps take."""
 MEMORY_SHARE = 0.7
 """Part of the free memory that a step may take: what is measured leaves out what libraries take for themselves."""
 SMALLEST_PATCH = 32
@@ -74,7 +73,7 @@ class AdaptRequest:
     base: str
     data: str
     out: str
-    method: str = DEFAULT_PRESET
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     folds: int | None = None
     steps: int | None = None
@@ -326,7 +325,8 @@ class _Run:
     def _try_steps(self, steps: int, cases: Sequence[CachedCase], patch: Sequence[int], at_once: int | None) -> None:
         model = TensorCurModel(self.network, self.config)
         settings = replace(self.settings, steps=steps, check_every=steps, at_once=at_once)
-        train(model, cases, self.site.groups(self.config), patch, settings, self.device, NullEvents())
+        groups, kept = self.site.groups(self.config), self.site.kept_channels(self.network, self.config)
+        train(model, cases, groups, patch, settings, self.device, NullEvents(), None, None, kept)
 
     def train(self, cases: Sequence[CachedCase], number: int) -> tuple[TensorCurModel, TrainingResult]:
         """Train a new adapter; `number` is 0 for the final one, and otherwise that of the fold."""
@@ -334,7 +334,8 @@ class _Run:
         groups = self.site.groups(self.config)
         settings = replace(self.settings, seed=self.settings.seed * 1000 + number)
         events = Labelled(self.events, training=number)
-        return model, train(model, cases, groups, self.patch, settings, self.device, events, self.job.checkpoint)
+        kept, checkpoint = self.site.kept_channels(self.network, self.config), self.job.checkpoint
+        return model, train(model, cases, groups, self.patch, settings, self.device, events, checkpoint, None, kept)
 
     def cross_validate(self, folds: Sequence[Sequence[Case]]) -> list[dict[str, Any]]:
         """Train once for each fold on the other folds, and score base and adapter on the cases held out."""

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from monai.losses import DiceCELoss
 from monai.losses.dice import MaskedDiceLoss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tcurlora.method.config import Activation
 from tcurlora.method.head import class_logits, region_logits
+
+
+@dataclass(frozen=True)
+class KeptChannels:
+    """What of the base is kept while it is adapted to a site that does not label it.
+
+    Attributes:
+        base: the base's network, which says what is kept.
+        channels: of the adapted network, the background first; with a sigmoid, which has none, regions alone.
+        sources: the base's channel of each.
+    """
+
+    base: nn.Module
+    channels: tuple[int, ...]
+    sources: tuple[int, ...]
 
 
 def segmentation_loss(
@@ -45,6 +61,36 @@ def segmentation_loss(
     entropy = functional.cross_entropy(joined, label[:, 0].clamp(min=0).long(), reduction="none")[:, None]
     masked: Tensor = dice(joined, label.clamp(min=0), counted) + _mean_of(entropy, counted)
     return masked
+
+
+def kept_loss(
+    logits: Tensor, of_base: Tensor, label: Tensor, kept: KeptChannels, activation: Activation = "softmax"
+) -> Tensor:
+    """Dice loss and cross-entropy against what the base says of the structures that the site does not label.
+
+    The marginal loss leaves open which of them a voxel is, so they would drift. This is the distillation of incremental
+    segmentation (Cermelli et al., 2020, doi:10.1109/CVPR42600.2020.00925): in voxels without a label the adapted
+    network is to share its probability out among background and kept structures as the base does, however large it is.
+    With a sigmoid each kept region is compared for itself, in all voxels.
+
+    Args:
+        logits: (b, channels, x, y, z) of the adapted network.
+        of_base: the same of the base, with its own channels.
+        label: (b, 1, x, y, z) as `segmentation_loss` takes it.
+        kept: the channels that are compared.
+        activation: what turns logits into probabilities.
+    """
+    own, wanted = logits[:, list(kept.channels)], of_base[:, list(kept.sources)]
+    if activation == "sigmoid":
+        everywhere, truth = torch.ones_like(label, dtype=torch.bool), wanted.sigmoid()
+        entropy = functional.binary_cross_entropy_with_logits(own, truth, reduction="none").mean(1, keepdim=True)
+        regions: Tensor = MaskedDiceLoss(sigmoid=True, soft_label=True)(own, truth, everywhere)
+        return regions + _mean_of(entropy, everywhere)
+    unlabeled, truth = label == 0, wanted.softmax(1)
+    entropy = -(truth * own.log_softmax(1)).sum(1, keepdim=True)
+    dice = MaskedDiceLoss(softmax=True, include_background=False, soft_label=True)
+    loss: Tensor = dice(own, truth, unlabeled) + _mean_of(entropy, unlabeled)
+    return loss
 
 
 def _region_loss(logits: Tensor, label: Tensor, counted: Tensor) -> Tensor:

@@ -11,17 +11,23 @@ from tcurlora.errors import InputError
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.stacks import find_stacks
 from tcurlora.training.trainer import TrainingSettings
+from tcurlora_contract.methods import METHODS
 
 DECODERS: dict[str, tuple[str, ...]] = {
     "UNETR": (r"^decoder\d",),
     "SwinUNETR": (r"^decoder\d",),
     "SegResNet": (r"^up_layers\.", r"^up_samples\.", r"^conv_final\."),
     "DynUNet": (r"^upsamples\.", r"^output_block\."),
+    "UNet": (r"^model\.(1\.submodule\.)*2\.",),
+    "BasicUNet": (r"^upcat_", r"^final_conv\."),
+    "BasicUNetPlusPlus": (r"^upcat_", r"^final_conv_0_4\."),
+    "VNet": (r"^up_tr", r"^out_tr\."),
+    "SegResNetDS": (r"^up_layers\.",),
+    "FlexibleUNet": (r"^decoder\.", r"^segmentation_head\."),
     "PlainConvUNet": (r"^decoder\.",),
     "ResidualEncoderUNet": (r"^decoder\.",),
 }
-PRESETS = ("compact", "paper", "decoder", "full")
-DEFAULT_PRESET = "compact"
+PRESETS = tuple(METHODS)
 KERNELS = ("convolution", "transposed")
 COMPACT_RANK = 4
 COMPACT_CORE_DECAY = 1.0

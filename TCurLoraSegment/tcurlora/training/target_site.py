@@ -20,7 +20,7 @@ from tcurlora.cases.labels import read_case_labels, read_structures
 from tcurlora.evaluation.scores import Score, score_case
 from tcurlora.imaging.label_layers import layers_of
 from tcurlora.imaging.structure_matching import match_structures, parse_mapping
-from tcurlora.imaging.structures import Structure, normalized, parse_labels
+from tcurlora.imaging.structures import BACKGROUND, Structure, normalized, parse_labels
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.method.adapted_model import AdaptedModel
 from tcurlora.method.channels import channel_groups, plan_channels
@@ -28,6 +28,7 @@ from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.head import find_head
 from tcurlora.models.base_model import BaseModel
 from tcurlora.models.opening import load_base_model
+from tcurlora.training.losses import KeptChannels
 from tcurlora.training.presets import preset
 
 LEAVE_ONE_OUT_BELOW = 6
@@ -110,6 +111,22 @@ class Site:
             return own
         kept = {s.name for s in self.kept}
         return [sorted((*background, *(i for i, name in enumerate(channels) if name in kept))), *own]
+
+    def kept_channels(self, network: nn.Module, config: TensorCurConfig) -> KeptChannels | None:
+        """Say which channels are to stay as the base has them; None where nothing is kept.
+
+        Args:
+            network: the base's network.
+            config: what is trained.
+        """
+        names = {s.name for s in self.kept}
+        if not names:
+            return None
+        first = set() if self.overlapping else {BACKGROUND}
+        channels = list(enumerate(config.channels or ()))
+        # The background is first in every base that has one.
+        chosen = [(index, c.source) for index, c in channels if c.name in names | first and c.source is not None]
+        return KeptChannels(network, tuple(index for index, _ in chosen), tuple(source for _, source in chosen))
 
     def segmenter(self, model: AdaptedModel, device: torch.device) -> Segmenter:
         """Merge an adapter and make ready to segment with it; an untrained adapter gives the base's own result."""

@@ -26,7 +26,7 @@ from tcurlora.runtime import distributed
 from tcurlora.runtime.atomic_files import whole_file
 from tcurlora.runtime.devices import autocast, half_precision, out_of_memory_as_error
 from tcurlora.runtime.events import EventSink
-from tcurlora.training.losses import segmentation_loss
+from tcurlora.training.losses import KeptChannels, kept_loss, segmentation_loss
 from tcurlora.training.patches import KEYS, middle_patch, patch_transform
 
 SECONDS_BETWEEN_LOSSES = 0.2
@@ -100,6 +100,7 @@ def train(
     events: EventSink,
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] | None = None,
+    kept: KeptChannels | None = None,
 ) -> TrainingResult:
     """Train a model and leave the best weights in it.
 
@@ -118,12 +119,15 @@ def train(
         checkpoint: file to resume from and to write to.
         after_step: called with the number of each step, when the model is as that step left it. After an interruption
             it is called again for the steps since the last checkpoint.
+        kept: what of the base is kept although no case is labeled with it.
 
     Raises:
         MemoryExhausted: when memory runs out also with one patch at a time.
         Diverged: when the loss is not finite.
     """
     model.to(device)
+    if kept is not None:
+        kept.base.to(device)
     optimizer = _optimizer(model, settings)
     # Float16 gradients of the cores underflow without scaling; bfloat16 and float32 need none.
     scaler = torch.amp.GradScaler(device.type, enabled=half_precision(device) == torch.float16)
@@ -140,10 +144,14 @@ def train(
     last_loss_at = -math.inf
 
     def batch_loss(batch: dict[str, Tensor]) -> Tensor:
+        image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d)
         with autocast(device):
-            logits = model(batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d))
-        label = batch["label"].to(device, non_blocking=True)
-        return segmentation_loss(logits.float(), label, groups, model.config.activation)
+            logits = model(image)
+        label, activation = batch["label"].to(device, non_blocking=True), model.config.activation
+        loss = segmentation_loss(logits.float(), label, groups, activation)
+        if kept is None:
+            return loss
+        return loss + kept_loss(logits.float(), _of_base(kept.base, image), label, kept, activation)
 
     def monitor_loss() -> float:
         model.eval()
@@ -217,6 +225,17 @@ def train(
                 _save_checkpoint(checkpoint, settings, model, optimizer, scaler, result, best)
     model.load_trained_state(best)
     return result
+
+
+def _of_base(network: nn.Module, image: Tensor) -> Tensor:
+    """Return what the base says of some patches; its network may be a part of the model that is trained."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    with torch.no_grad(), autocast(image.device):
+        logits: Tensor = network(image)
+    for module, mode in modes.items():
+        module.training = mode
+    return logits.float()
 
 
 def _stalled(result: TrainingResult, settings: TrainingSettings) -> bool:
