@@ -258,7 +258,7 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown option": ("{adapt} --colour red", "--colour"),
     "missing option": ("adapt --base {bundle}", "--data"),
     "wrong base": ("adapt --base {place}/nothing --data {site} --out {new}", "nothing"),
-    "base is no bundle": ("adapt --base {site} --data {site} --out {new}", "base model"),
+    "base is no bundle": ("adapt --base {site} --data {site} --out {new}", "MONAI bundle"),
     "wrong data": ("adapt --base {bundle} --data {place}/nothing --out {new}", "nothing"),
     "data without cases": ("adapt --base {bundle} --data {place}/empty --out {new}", "empty"),
     "data is an image": ("adapt --base {bundle} --data {scan} --out {new}", "scan1.nii.gz"),
