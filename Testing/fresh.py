@@ -24,8 +24,19 @@ TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")
 # Slicer's libraries are there for one Python only.
 PYTHONS = {"demo": ((3, 10), (3, 12)), "tests": ((3, 11), (3, 11)), "engine-tests": ((3, 10), (3, 12))}
 FOLDERS = {"tests": ("Testing",), "engine-tests": ("Testing/Engine", "Testing/Faults")}
-# Slicer's views outside of Slicer. It asks for an older slicer-core than the tests', and works with theirs.
-WITHOUT_DEPENDENCIES = {"tests": ("slicer-layer-dm==2.0.0",)}
+# Slicer's views outside of Slicer ask for an older slicer-core than the tests', and work with theirs. nnU-Net, the
+# reference of the tests, and its networks ask for much that neither needs here, such as torchvision; what they do need
+# is among the tests' own packages.
+WITHOUT_DEPENDENCIES = {
+    "tests": (
+        "slicer-layer-dm==2.0.0",
+        "nnunetv2==2.8.1",
+        "dynamic-network-architectures==0.4.4",
+        "batchgenerators==0.25.5",
+        "batchgeneratorsv2==0.3.6",
+        "acvl-utils==0.2.6",
+    )
+}
 
 
 def python_of(environment: Path) -> Path:

@@ -32,6 +32,7 @@ MINIMUM_VERSIONS = {
     "numpy": "1.26",
     "scipy": "1.10",
     "einops": "0.7",
+    "pydicom": "2.4",
     "PyYAML": "6",
 }
 """What the engine needs, and from which version on; pyproject.toml says the same."""
@@ -43,7 +44,16 @@ KEPT = ("numpy", "torch")
 """Packages that keep their version whatever is installed: much else in Slicer is built against them."""
 
 _SLICERS_OWN = ("numpy", "SimpleITK")
-_MEGABYTES = {"monai": 2, "SimpleITK": 50, "safetensors": 1, "numpy": 18, "scipy": 40, "einops": 1, "PyYAML": 1}
+_MEGABYTES = {
+    "monai": 2,
+    "SimpleITK": 50,
+    "safetensors": 1,
+    "numpy": 18,
+    "scipy": 40,
+    "einops": 1,
+    "pydicom": 2,
+    "PyYAML": 1,
+}
 _NOT_STARTING = "torch does not start"
 
 

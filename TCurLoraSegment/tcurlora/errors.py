@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from tcurlora_contract import exit_codes
+
 
 class TCurLoraError(Exception):
     """Base of all errors that the engine raises on purpose.
@@ -15,7 +17,7 @@ class TCurLoraError(Exception):
         code: a short, stable, machine-readable name of the problem, such as `geometry_mismatch`.
     """
 
-    exit_code = 1
+    exit_code = exit_codes.FAILED
 
     def __init__(self, message: str, remedy: str = "", code: str = "error") -> None:
         super().__init__(message)
@@ -30,7 +32,7 @@ class TCurLoraError(Exception):
 class InputError(TCurLoraError):
     """Something that the user gave cannot be used; nothing has been written."""
 
-    exit_code = 2
+    exit_code = exit_codes.BAD_INPUT
 
     def __init__(self, message: str, remedy: str = "", code: str = "bad_input") -> None:
         super().__init__(message, remedy, code)
@@ -39,7 +41,7 @@ class InputError(TCurLoraError):
 class MemoryExhausted(TCurLoraError):
     """The device ran out of memory, also after a retry with less."""
 
-    exit_code = 3
+    exit_code = exit_codes.OUT_OF_MEMORY
 
     def __init__(self, message: str, remedy: str = "", code: str = "out_of_memory") -> None:
         super().__init__(message, remedy, code)
@@ -55,7 +57,7 @@ class Diverged(TCurLoraError):
 class Cancelled(TCurLoraError):
     """The user asked the work to end."""
 
-    exit_code = 4
+    exit_code = exit_codes.CANCELLED
 
     def __init__(self, message: str = "Cancelled.", remedy: str = "", code: str = "cancelled") -> None:
         super().__init__(message, remedy, code)

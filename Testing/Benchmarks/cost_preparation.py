@@ -12,7 +12,7 @@ from cost_measuring import MIB, PeakMemory, in_own_process
 from cost_results import Figure, Section
 
 from tcurlora.cases.cached_case import cache_case
-from tcurlora.cases.dataset import Case
+from tcurlora.cases.case import Case
 from tcurlora.imaging.structures import Structure
 from tcurlora.models.opening import load_base_model
 

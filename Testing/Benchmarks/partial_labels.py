@@ -33,7 +33,7 @@ import torch
 from record import measured
 
 from tcurlora.cases.cached_case import cache_case
-from tcurlora.cases.dataset import Case, Dataset
+from tcurlora.cases.case import Case, Dataset
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.model import TensorCurModel

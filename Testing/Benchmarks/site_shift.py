@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.cases.case import Case
+from tcurlora.cases.dataset import find_cases
 from tcurlora.evaluation.scores import Score
 from tcurlora.imaging.structures import Structure
 from tcurlora.method.model import TensorCurModel

@@ -1,6 +1,6 @@
 """Segment with the bundles of MONAI's Model Zoo, once as their configs say with MONAI itself, once with this program.
 
-    python Testing/Benchmarks/zoo_bundles.py --out Testing/Benchmarks/zoo_bundles.json
+    python Testing/Benchmarks/zoo_bundles.py --window 64 --out Testing/Benchmarks/results/zoo_bundles.json
 
 The configs are read where they lie: in the folder that TCURLORA_ZOO names (such as `models` of a clone of the zoo), or
 beside the project. The weights are random, of the networks that the configs describe. What is compared: the
@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -312,42 +311,48 @@ def measure(name: str, window: int | None) -> dict[str, Any]:
         folder = make_bundle(name, Path(scratch, name), window)
         base = open_bundle(folder)
         image = make_scan(base)
-        started = time.perf_counter()
-        Segmenter.of_base(base, torch.device("cpu")).segment(image)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         return {
             "network": base.network_name,
             "parameters": sum(p.numel() for p in base.build(trial=False).parameters()),
             "window": list(base.windows.roi_size),
             "scan": list(image.GetSize()),
-            "voxels": int(np.prod(image.GetSize())),
             **asdict(compare(folder, image)),
-            "seconds": round(seconds, 1),
-            "peak_mb": peak,
         }
+
+
+def measure_memory(name: str) -> dict[str, Any]:
+    """Segment a scan of one window of the bundle's own size, in this process, and say what that took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = open_bundle(make_bundle(name, Path(scratch, name)))
+        array = np.random.default_rng(0).normal(0, 1, (base.in_channels, *base.windows.roi_size)).astype(np.float32)
+        Segmenter.of_base(base, torch.device("cpu")).probabilities(array)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {"own_window": list(base.windows.roi_size), "peak_mb": peak}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the results (JSON)")
+    parser.add_argument("--window", type=int, help="compare with windows of this size instead of the bundles' own")
     parser.add_argument("--bundle", choices=TAKEN, help="this one alone, and only print its result")
-    parser.add_argument("--window", type=int, help="another size of the window")
+    parser.add_argument("--memory", action="store_true", help="with --bundle: what one window of its own size takes")
     options = parser.parse_args()
     if options.bundle:
         warnings.simplefilter("ignore")
-        print(json.dumps(measure(options.bundle, options.window)))
+        found = measure_memory(options.bundle) if options.memory else measure(options.bundle, options.window)
+        print(json.dumps(found))
         return
     results: dict[str, Any] = {}
-    for name in TAKEN:
-        command = [sys.executable, __file__, "--bundle", name]
-        command += ["--window", str(options.window)] if options.window else []
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        results[name] = json.loads(output.splitlines()[-1])
-        print(name, results[name], flush=True)
-        if options.out:
-            report = {"monai": monai.__version__, "torch": torch.__version__, "bundles": results}
-            options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    window = ["--window", str(options.window)] if options.window else []
+    for arguments in (window, ["--memory"]):
+        for name in TAKEN:
+            command = [sys.executable, __file__, "--bundle", name, *arguments]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results.setdefault(name, {}).update(json.loads(output.splitlines()[-1]))
+            print(name, results[name], flush=True)
+            if options.out:
+                report = {"monai": monai.__version__, "torch": torch.__version__, "bundles": results}
+                options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from tcurlora.cases.dataset import Case
+from tcurlora.cases.case import Case
 from tcurlora.errors import InputError, MemoryExhausted
-from tcurlora.imaging.grids import label_array, to_model_grid
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.models.adapter_files import load_adapter
 from tcurlora.models.opening import load_base_model
@@ -119,10 +118,11 @@ def test_base_is_scored_as_the_plain_base_scores(finished: Path, bundle: Path, s
     scores = report_of(finished)["cross_validation"]["base"]["cases"]
     for number, score in enumerate(sorted(scores, key=lambda s: s["case"]), start=1):
         image = sitk.ReadImage(site / "images" / f"scan{number}.nii.gz")
-        background, anterior, posterior = plain.probabilities(base.preprocessing.prepare(image).array)
+        prepared = base.preprocessing.prepare(image)
+        background, anterior, posterior = plain.probabilities(prepared.array)
         predicted = anterior + posterior > background
         truth = sitk.ReadImage(site / "labels" / f"scan{number}.nii.gz")
-        expected = label_array(to_model_grid(truth, (1.0, 1.0, 1.0), label=True)) == 1
+        expected = base.preprocessing.prepare_labels(truth, prepared) == 1
         dice = 2 * (predicted & expected).sum() / (predicted.sum() + expected.sum())
         assert score["dice"] == pytest.approx(dice, abs=1e-6) and dice > 0.5
 

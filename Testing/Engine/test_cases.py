@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import (
-    Case,
-    Dataset,
-    Finding,
-    _distinct_names,
-    check_cases,
-    find_cases,
-    read_case_labels,
-    read_structures,
-    require_no_errors,
-)
+from tcurlora.cases.case import Case, Dataset, Finding
+from tcurlora.cases.checks import check_cases, require_no_errors
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels, read_structures
+from tcurlora.cases.layouts import distinct_names
 from tcurlora.errors import InputError
 from tcurlora.imaging.grids import geometry_difference
 from tcurlora.imaging.images import write_image
@@ -89,16 +83,22 @@ def test_subjects_come_from_the_table(tmp_path: Path, separator: str) -> None:
         ("file", "age", "subject"),
         ("p1_left.nii.gz", "40", "Müller"),
         ("p1_right", "40", "Müller"),
+        ("p2.nii.gz", "50", "Ben"),
         ("x", "1", "y"),
     ]
     text = "\ufeff" + "\r\n".join(separator.join(row) for row in rows)
     (root / "cases.csv").write_text(text, encoding="utf-8")
-    assert [case.subject for case in find_cases(root).cases] == ["Müller", "Müller", "p2"]
+    dataset = find_cases(root)
+    assert [case.subject for case in dataset.cases] == ["Müller", "Müller", "Ben"]
+    assert {f.code: f.severity for f in dataset.findings} == {
+        "table_rows_unused": "warning",
+        "table_columns_unused": "note",
+    }
 
 
 def test_table_without_files_is_refused(tmp_path: Path) -> None:
     root = folder_with(tmp_path, ("a",))
-    (root / "cases.csv").write_text("name,subject\na,b\n")
+    (root / "cases.csv").write_text("colour,subject\na,b\n")
     with pytest.raises(InputError, match=r"cases\.csv has no column 'file'"):
         find_cases(root)
 
@@ -186,7 +186,7 @@ def test_equal_file_names_in_many_folders_are_many_cases(tmp_path: Path) -> None
 )
 def test_names_of_cases_hold_no_drives(folders: tuple[str, ...], base: str, expected: list[str]) -> None:
     images = [PureWindowsPath(folder, "t1.nii.gz") for folder in folders]
-    assert _distinct_names(images, PureWindowsPath(base)) == expected  # type: ignore[arg-type]
+    assert distinct_names(images, PureWindowsPath(base)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("names", [("sub/T1", "sub/t1"), (r"D:\a", r"\\server\share\a"), ("../a", "a")])
@@ -201,9 +201,9 @@ def test_cases_of_any_names_have_files_of_their_own_in_the_cache(tmp_path: Path,
         case = Case(name, root / f"images/{number}.nii.gz", root / f"labels/{number}.nii.gz", name)
         cached = cache_case(case, [HIPPOCAMPUS], MonaiPreprocessing(None, ()), tmp_path / "cache")
         assert cached.name == name
-        files += [cached.image, cached.label]
+        files += [cached.image, cached.label, cached.foreground, cached.background]
     assert {file.parent for file in files} == {tmp_path / "cache"}
-    assert len({file.name.casefold() for file in files}) == 4
+    assert len({file.name.casefold() for file in files}) == 8
     assert sorted(file.name for file in files) == sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 
@@ -277,7 +277,7 @@ def test_datalist_tells_all_its_problems(tmp_path: Path) -> None:
     root = folder_with(tmp_path, ("a",))
     entries = [
         {"image": "images/a.nii.gz", "label": "labels/none.nii.gz"},
-        {"image": ["images/a.nii.gz"], "label": "labels/a.nii.gz"},
+        {"image": ["images/a.nii.gz", 3], "label": "labels/a.nii.gz"},
         "images/a.nii.gz",
     ]
     (root / "list.json").write_text(json.dumps({"training": entries}))
@@ -431,7 +431,7 @@ def test_every_problem_of_every_case_is_found_at_once(tmp_path: Path) -> None:
         ("b", "unreadable"): "error",
         ("c", "geometry_mismatch"): "error",
         ("d", "geometry_mismatch"): "error",
-        ("e", "empty_label"): "error",
+        ("e", "empty_label"): "warning",
         ("f", "unknown_label"): "error",
         ("g", "non_finite"): "error",
         ("h", "constant_image"): "error",

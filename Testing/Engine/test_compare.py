@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case
+from tcurlora.cases.case import Case
 from tcurlora.cli import commands as cli
 from tcurlora.cli.commands import main
 from tcurlora.comparison import run as compare

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case, Dataset, check_cases, read_case_labels
+from tcurlora.cases.case import Case, Dataset
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.grids import geometry_difference
 from tcurlora.imaging.image_warnings import ImageWarning

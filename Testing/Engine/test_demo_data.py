@@ -134,3 +134,13 @@ def test_real_template_and_atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 2000 < label.sum() < 6000
     assert all(30 <= n <= 64 for n in label.shape)
     assert scan[label == 1].mean() < np.percentile(scan, 75)
+
+
+def test_only_patients_are_made_where_that_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tcurlora.cli.commands import main
+
+    assert main(["demo", "--patients", "2", "--seed", "20", "--out", str(tmp_path / "made"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert answer["files"] == ["patient_01.nii.gz", "patient_02.nii.gz"]
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert made == {"cases.csv", "dataset.json", "images", "labels"}

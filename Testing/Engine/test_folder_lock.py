@@ -123,6 +123,6 @@ def test_work_goes_on_where_there_can_be_no_lock(tmp_path: Path, monkeypatch: py
     def refuse(_lock: Any) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("tcurlora.runtime.folder_lock.FileLock.acquire", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with exclusive(tmp_path / "a", ""):
         assert (tmp_path / "a").is_dir()

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case, Dataset, check_cases
+from tcurlora.cases.case import Case, Dataset
+from tcurlora.cases.checks import check_cases
 from tcurlora.errors import InputError
 from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import read_image
-from tcurlora.imaging.intensities import check_intensities, extremes, require_finite
+from tcurlora.imaging.intensities import check_intensities, extremes, require_finite_image
 from tcurlora.imaging.structures import Structure
 
 RNG = np.random.default_rng(0)
@@ -94,7 +95,7 @@ def test_values_that_a_network_cannot_take_are_refused_with_their_number(tmp_pat
     values[1, 2, 3], values[4, 5, 6] = NOT_FINITE[what], NOT_FINITE[what]
     image = sitk.GetImageFromArray(values)
     with pytest.raises(InputError, match=r"2 voxels.*\(") as caught:
-        require_finite(image, "scan")
+        require_finite_image(image, "scan")
     assert caught.value.code == "non_finite"
     for part in ("image", "label"):
         sitk.WriteImage(image if part == "image" else sitk.Cast(image > 1e30, sitk.sitkUInt8), tmp_path / f"{part}.mha")
@@ -109,15 +110,30 @@ def test_values_that_overflow_in_their_scaling_are_refused(tmp_path: Path) -> No
     struct.pack_into("<2f", raw, 112, 1e38, 0)
     (tmp_path / "a.nii").write_bytes(bytes(raw))
     with pytest.raises(InputError) as caught:
-        require_finite(read_image(tmp_path / "a.nii"), "a.nii")
+        require_finite_image(read_image(tmp_path / "a.nii"), "a.nii")
     assert caught.value.code == "non_finite"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_numbers_that_itk_reads_as_0_are_told(tmp_path: Path, ending: str, dtype: type) -> None:
+    values = scan("MRI").astype(dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(values), tmp_path / f"a{ending}")
+    warnings: list[ImageWarning] = []
+    read_image(tmp_path / f"a{ending}", warnings.append)
+    assert not warnings
+    values[0, 0, 0], values[1, 2, 3], values[-1, -1, -1] = np.nan, -np.inf, np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(values), tmp_path / f"a{ending}")
+    read_image(tmp_path / f"a{ending}", warnings.append)
+    assert [warning.code for warning in warnings] == ["not_numbers"]
+    assert "3 voxels" in warnings[0].message
 
 
 def test_large_whole_numbers_are_finite() -> None:
     for dtype, value in ((np.int64, 2**62), (np.uint64, 2**63 + 1)):
         values = np.ones(SHAPE, dtype)
         values[0, 0, 0] = value
-        require_finite(sitk.GetImageFromArray(values), "scan")
+        require_finite_image(sitk.GetImageFromArray(values), "scan")
 
 
 def test_extreme_values_are_warned_of_in_each_channel(tmp_path: Path) -> None:

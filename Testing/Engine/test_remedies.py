@@ -203,7 +203,8 @@ def test_formats_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
 
 
 def test_resampling_is_not_advised_where_a_header_is_wrong(tmp_path: Path) -> None:
-    from tcurlora.cases.dataset import Case, Dataset, check_cases
+    from tcurlora.cases.case import Case, Dataset
+    from tcurlora.cases.checks import check_cases
     from tcurlora.imaging.structures import Structure
 
     labels = np.zeros(A.shape, np.uint8)

@@ -132,7 +132,7 @@ TRAINING = {"steps": 160, "seed": 0, "cache": "/home/anna/cache", "best_case": "
 CONFIG = {
     "peft_type": "TCURLORA",
     "r": 8,
-    "preset": "compact",
+    "method": "compact",
     "seed": 0,
     "base_model": {"name": "hippocampus_unetr", "sha256": "ab" * 32},
     "structures": [{"name": "hippocampus", "value": 1}],

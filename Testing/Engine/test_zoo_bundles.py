@@ -72,7 +72,8 @@ def test_bundle_gives_what_monai_gives(name: str, tmp_path: Path) -> None:
 
 def test_every_bundle_is_compared_somewhere() -> None:
     assert {*WINDOWS, *SLOW} == set(zoo.TAKEN) == set(FACTS)
-    report = json.loads(Path(zoo.__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    results = Path(zoo.__file__).parent / "results" / "zoo_bundles.json"
+    report = json.loads(results.read_text(encoding="utf-8"))
     for name, found in report["bundles"].items():
         assert found["prepared"] < 1e-4 and found["probabilities"] < 1e-4 and found["no_ties"] == 0, name
     assert report["bundles"].keys() == set(zoo.TAKEN)
@@ -149,11 +150,8 @@ def test_adapting_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> N
 
 def test_labels_of_a_site_come_to_the_grid_of_the_scan(tmp_path: Path) -> None:
     """Cropped, turned and resampled as the scan is: a bright body and its labels stay together."""
-    config: Any = [
-        ("Orientation", {"axcodes": "LPS"}),
-        ("Spacing", {"pixdim": [2.0, 1.0, 1.5]}),
-        ("CropForeground", {}),
-    ]
+    spacing = {"pixdim": [2.0, 1.0, 1.5]}
+    steps: tuple[Any, ...] = (("Orientation", {"axcodes": "LPS"}), ("Spacing", spacing), ("CropForeground", {}))
     voxels = np.zeros((24, 30, 36), np.float32)
     voxels[6:14, 8:20, 10:28] = 100
     image = sitk.GetImageFromArray(voxels)

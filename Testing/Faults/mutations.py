@@ -171,6 +171,46 @@ def absurd_meta_image(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+_EXPRESSIONS = (
+    b"$__import__('os').system('touch canary')",
+    b"$open('canary', 'w')",
+    b"$[0] * 999999999",
+    b"$().__class__.__base__.__subclasses__()",
+    b"$2 ** 9999999",
+    b"@first",
+    b"@display::window::0",
+    b"@@",
+    b"%first",
+    b"%other.json::x",
+    b"$@keys + @keys",
+    b"$len(@display)",
+    b"$@classes if @highres else @nowhere",
+    b"$torch.load('models/model.pt')['x']",
+    b"*a",
+)
+
+
+def config_text(rng: random.Random, data: bytes) -> bytes:
+    """Exchange values of a config for references and expressions, so that they lead in circles or ask for too much."""
+    lines = data.split(b"\n")
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        number = rng.randrange(len(lines))
+        key, colon, value = lines[number].partition(b": ")
+        comma = b"," if value.endswith(b",") else b""
+        way = rng.randrange(5)
+        text = rng.choice(_EXPRESSIONS)
+        if way == 0:
+            lines.insert(rng.randrange(len(lines)), lines[number])
+        elif way == 1:
+            del lines[number]
+            lines = lines or [b""]
+        elif colon:
+            lines[number] = key + colon + b'"' + text + b'"' + comma
+        else:
+            lines[number] = b' "' + text + b'"' + comma
+    return b"\n".join(lines)
+
+
 def json_text(rng: random.Random, data: bytes) -> bytes:
     """Replace, add or remove values anywhere in a JSON document; sometimes nest one absurdly deep."""
     try:

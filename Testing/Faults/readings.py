@@ -150,11 +150,13 @@ def read_frames(path: Path) -> Reading:
     normal = np.cross(row, column)
     order = sorted(range(len(frames)), key=lambda index: float(np.array(places[index]) @ normal))
     voxels = np.stack([stored[index] * slopes[index] + plus[index] for index in order])
-    first, last = (np.array(places[order[end]]) for end in (0, -1))
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * sizes[0][1], column * sizes[0][0]
-    affine[:3, 2], affine[:3, 3] = (last - first) / max(1, len(frames) - 1), first
-    even = [first + step * affine[:3, 2] for step in range(len(frames))]
+    depths = [float(np.array(place) @ normal) for place in places]
+    beside = np.median([np.array(place) - depth * normal for place, depth in zip(places, depths, strict=True)], axis=0)
+    step = (max(depths) - min(depths)) / max(1, len(frames) - 1)
+    affine[:3, 2], affine[:3, 3] = step * normal, beside + min(depths) * normal
+    even = [affine[:3, 3] + number * affine[:3, 2] for number in range(len(frames))]
     if max(float(np.abs(np.array(places[i]) - place).max()) for i, place in zip(order, even, strict=True)) > 0.5:
         raise Unreadable("frames that are not one even stack")
     return Reading(voxels, [affine], {})

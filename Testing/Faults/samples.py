@@ -186,6 +186,28 @@ def write_bundle(folder: Path, pickled: bool = False, window: int = 16) -> Path:
     return folder
 
 
+def _refer(folder: Path) -> None:
+    """Write a bundle's inference config as people of the zoo do: in YAML, with references and expressions."""
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    transforms = content["preprocessing"].pop("transforms")
+    content["network_def"]["in_channels"] = "$len(@keys)"
+    content["network_def"]["out_channels"] = "@classes"
+    transforms[1]["pixdim"] = "$[1.0] * 3 if @highres else [3.0] * 3"
+    content["preprocessing"]["transforms"] = "$@first + @second"
+    content["inferer"]["roi_size"] = "@display::window"
+    content["postprocessing"] = {
+        "_target_": "Compose",
+        "transforms": [{"_target_": "Activationsd", "softmax": True}, {"_target_": "AsDiscreted", "argmax": True}],
+    }
+    loader = {"_target_": "CheckpointLoader", "load_path": "$@root + '/models/' + @name", "load_dict": {"model": "@n"}}
+    content |= {"first": transforms[:1], "second": transforms[1:], "keys": ["image"], "classes": len(CHANNELS)}
+    content |= {"highres": True, "display": {"window": [16] * 3}, "root": ".", "name": "model.pt", "handlers": [loader]}
+    path.unlink()
+    # JSON is YAML, and one line for each value gives mutators of lines something to do.
+    path.with_suffix(".yaml").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
 def _write_models(folder: Path) -> None:
     import torch
 
@@ -206,6 +228,7 @@ def _write_models(folder: Path) -> None:
 
     base = load_base_model(write_bundle(folder / "bundle"))
     write_bundle(folder / "pickled bundle", pickled=True)
+    _refer(write_bundle(folder / "referring bundle"))
     channels = (Channel("background", 0), Channel("hippocampus", 1), Channel("hippocampus", 2))
     config = TensorCurConfig(r=2, head="conv_final.2.conv", channels=channels, modules_to_save=(r"norm1",))
     model = TensorCurModel(base.build(), config)

@@ -17,7 +17,9 @@ import SimpleITK as sitk
 import torch
 from readings import Unreadable, read, read_frames, read_safetensors
 
-from tcurlora.cases.dataset import check_cases, find_cases, read_structures
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_structures
 from tcurlora.errors import TCurLoraError
 from tcurlora.imaging.images import read_image
 from tcurlora.imaging.segmentations import read_segmentation
@@ -274,9 +276,13 @@ def expect_cases(data: Path, sound: Path) -> None:
 
 def check_bundle(path: Path, sound: Path) -> None:
     folder = path.parent.parent
-    base = load_base_model(folder)
-    base.labelled_structures()
-    network = base.build()
+    try:
+        base = load_base_model(folder)
+        base.labelled_structures()
+        network = base.build()
+    finally:
+        if Path("canary").exists():
+            raise Wrong("an expression was executed")
     outputs = {len(base.channels)}
     with torch.no_grad():
         found = network(torch.zeros(1, base.in_channels, *base.windows.roi_size)).shape[1]
@@ -439,7 +445,7 @@ def fresh_model(samples: Path) -> TensorCurModel:
 
 
 NNUNET = "nnUNetTrainer__nnUNetPlans__3d_fullres"
-
+MULTI_FRAME = (m.damaged, m.dicom, m.dicom_frames, m.dicom_frames)
 TARGETS = (
     *(
         Target(f"NIfTI {f}", "images", f, (m.damaged, m.nifti, m.nifti), check_image)
@@ -469,6 +475,13 @@ TARGETS = (
     Target("datalist", "site", "datalist.json", (m.damaged, m.json_text, m.json_text), check_datalist),
     Target("bundle inference", "bundle", "configs/inference.json", (m.damaged, m.json_text, m.json_text), check_bundle),
     Target("bundle metadata", "bundle", "configs/metadata.json", (m.damaged, m.json_text), check_bundle),
+    Target(
+        "bundle with references",
+        "referring bundle",
+        "configs/inference.yaml",
+        (m.damaged, m.json_text, m.config_text, m.config_text),
+        check_bundle,
+    ),
     Target("bundle weights", "bundle", "models/model.safetensors", (m.damaged, m.safetensors), check_weights),
     Target("bundle pickle", "pickled bundle", "models/model.pt", (m.damaged,), check_weights),
     Target("nnU-Net plans", "nnU-Net", f"{NNUNET}/plans.json", (m.damaged, m.json_text, m.json_text), check_nnunet),

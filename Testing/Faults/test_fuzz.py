@@ -208,7 +208,7 @@ def test_damaged_intermediate_result_is_computed_again(tmp_path: Path) -> None:
 
 def test_more_than_255_structures_keep_their_labels(tmp_path: Path) -> None:
     from tcurlora.cases.cached_case import cache_case
-    from tcurlora.cases.dataset import Case
+    from tcurlora.cases.case import Case
     from tcurlora.imaging.structures import Structure
     from tcurlora.models.monai_preprocessing import MonaiPreprocessing
 

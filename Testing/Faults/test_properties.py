@@ -12,7 +12,8 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tcurlora.cases.dataset import Case, read_case_labels
+from tcurlora.cases.case import Case
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.errors import InputError
 from tcurlora.imaging.grids import (
     geometry_difference,

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "TCurLoraSegment"
 LIBRARY = MODULE / "TCurLoraSegmentLib"
 ENGINE = MODULE / "tcurlora"
+CONTRACT = MODULE / "tcurlora_contract"
 MODULE_FILE = MODULE / "TCurLoraSegment.py"
 FOLDERS = ("TCurLoraSegment", "Testing", "Resources", "docs", ".ci", ".github")
 BINARY = {".png", ".jpg", ".jpeg", ".safetensors", ".pt"}

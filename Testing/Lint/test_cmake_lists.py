@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cmake_lists import cmake_set, differences
-from project_files import ENGINE, LIBRARY, MODULE, MODULE_FILE, ROOT, python_files, tree_of, where
+from project_files import CONTRACT, ENGINE, LIBRARY, MODULE, MODULE_FILE, ROOT, python_files, tree_of, where
 
 MODULE_LISTS = (MODULE / "CMakeLists.txt").read_text(encoding="utf-8")
 TESTING_LISTS = (ROOT / "Testing/CMakeLists.txt").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def agree(listed: list[str], there: set[str]) -> None:
 
 
 def test_every_script_is_listed() -> None:
-    scripts = relative([MODULE_FILE, *python_files(LIBRARY, ENGINE)], MODULE)
+    scripts = relative([MODULE_FILE, *python_files(LIBRARY, ENGINE, CONTRACT)], MODULE)
     agree(cmake_set(MODULE_LISTS, "MODULE_PYTHON_SCRIPTS"), scripts)
 
 

@@ -31,7 +31,8 @@ OTHERS = {
 
 def names_of_the_panel(path: Path) -> set[str]:
     """Give every text that a .ui file shows on a widget."""
-    shown = ElementTree.parse(path).getroot().iter("property")
+    root = ElementTree.parse(path).getroot()
+    shown = [*root.iter("property"), *root.iter("attribute")]  # the title of a tab is an attribute of its page
     texts = {one.findtext("string", "") for one in shown if one.get("name") in ("text", "title")}
     return {text.split(": ")[0].rstrip(":") for text in texts if text}
 

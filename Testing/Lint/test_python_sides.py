@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project_files import ENGINE, LIBRARY, MODULE_FILE, python_files, tree_of, where
+from project_files import CONTRACT, ENGINE, LIBRARY, MODULE_FILE, python_files, tree_of, where
 
 WIDGETS = LIBRARY / "widgets"
 NOT_IN_SLICERS_PROCESS = {"torch", "monai", "tcurlora", "safetensors", "einops", "peft", "PySide6", "harness", "imp"}
 NOT_IN_THE_ENGINE = {"slicer", "vtk", "qt", "ctk", "PySide6", "TCurLoraSegmentLib", "SampleData", "PyTorchUtils", "imp"}
-AT_FILE_SCOPE = {*sys.stdlib_module_names, "slicer", "vtk", "SimpleITK", "numpy", "scipy", "TCurLoraSegmentLib"}
+AT_FILE_SCOPE = {
+    *sys.stdlib_module_names,
+    "slicer",
+    "vtk",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "TCurLoraSegmentLib",
+    "tcurlora_contract",
+}
 # The worker process and what surrounds it can be had in any Python, to run a job on another machine.
 WITHOUT_SLICER = ("engine_process.py", "worker.py", "warm_worker.py", "engine.py", "jobs.py")
 
@@ -109,10 +118,21 @@ def test_nothing_strange_is_imported_at_file_scope() -> None:
 @pytest.mark.parametrize("name", WITHOUT_SLICER)
 def test_the_worker_needs_no_slicer(name: str) -> None:
     path = LIBRARY / name
-    only_standard = {*sys.stdlib_module_names, "TCurLoraSegmentLib"}
+    only_standard = {*sys.stdlib_module_names, "TCurLoraSegmentLib", "tcurlora_contract"}
     clean(
         strange_imports(path, tree_of(path), only_standard) + forbidden_imports(path, tree_of(path), {"slicer", "vtk"})
     )
+
+
+def test_the_contract_needs_nothing() -> None:
+    files = list(python_files(CONTRACT))
+    assert len(files) > 5
+    allowed = {*sys.stdlib_module_names, "tcurlora_contract"}
+    for path in files:
+        found = [
+            f"{where(path, node)}: imports {name}" for node, name, _ in imports(tree_of(path)) if name not in allowed
+        ]
+        clean(found)
 
 
 def test_bad_imports_are_found() -> None:

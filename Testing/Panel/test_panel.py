@@ -730,8 +730,8 @@ class AdaptersTest(PanelCase):
         harness.wait_until(lambda: self.names() == [], timeout_s=60)
         harness.expect("open_file", str(target))
         self.ui.importAdapterButton.click()
-        harness.wait_until(lambda: self.names() == ["export ä"], timeout_s=60)
-        self.assertIn("Added 'export ä'", self.ui.adaptersMessage.text)
+        harness.wait_until(lambda: self.names() == ["病院 2"], timeout_s=60)
+        self.assertIn("Added '病院 2'", self.ui.adaptersMessage.text)
 
     def test_nothing_is_deleted_without_consent(self) -> None:
         harness.expect("ok_cancel", False)

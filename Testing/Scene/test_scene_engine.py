@@ -43,7 +43,9 @@ ENGINE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tcurlora.cases.dataset import check_cases, find_cases, read_case_labels, read_structures
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels, read_structures
 from tcurlora.imaging.segmentations import write_segmentation
 import SimpleITK as sitk
 dataset = find_cases(Path(sys.argv[2]))

@@ -334,8 +334,7 @@ def visible_text(table: Any, row: int, column: int) -> str:
 
 def words_of(widget: Any) -> dict[str, str]:
     """Give every text that a widget and those within show, or would show as a tooltip, by the names of the widgets."""
-    native = getattr(widget, "parent", widget)
-    native = native._native if isinstance(native, pythonqt.Wrapper) else native
+    native = (widget if isinstance(widget, pythonqt.Wrapper) else widget.parent)._native
     found: dict[str, str] = {}
     for one in [native, *native.findChildren(QtWidgets.QWidget)]:
         texts = [one.toolTip(), one.windowTitle(), one.statusTip(), one.whatsThis()]

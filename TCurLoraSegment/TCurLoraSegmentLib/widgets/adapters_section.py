@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NAME, BASE = 0, 1
 LARGEST_CONFIG = 2**20
-_LEFT_OUT = re.compile(r"^- SHA-256.*\n|^## Use\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_LEFT_OUT = re.compile(r"^- SHA-256[^\n]*\n|^## Use\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 """What a card says to people at a command line."""
 
 

@@ -20,7 +20,7 @@ from TCurLoraSegmentLib.structure_questions import (
     questions,
 )
 from TCurLoraSegmentLib.widgets.labels import say, searchable
-from TCurLoraSegmentLib.widgets.tables import COMBO_PADDING, fill, prepare
+from TCurLoraSegmentLib.widgets.tables import COMBO_PADDING, fill, prepare, share
 
 if TYPE_CHECKING:
     from TCurLoraSegmentLib.widgets.panel import Panel
@@ -124,6 +124,7 @@ class StructuresSection:
         fill(self._ui.structuresTable, [[structure.name, ""] for structure in structures], tooltips, (NAME,))
         for row, structure in enumerate(structures):
             self._add_combo(row, structure.name, base_names)
+        share(self._ui.structuresTable)
         self._filling = False
         self._refresh_question()
 

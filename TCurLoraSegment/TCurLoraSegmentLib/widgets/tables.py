@@ -11,6 +11,7 @@ MOST_ROWS = 8
 ROW_PADDING = 8
 COMBO_PADDING = 14
 CELL_PADDING = 12
+ARROW_PADDING = 40
 SHARED = "TCurLoraSegment.SharedColumns"
 """Property of a table: the columns that share what the others leave."""
 
@@ -31,7 +32,12 @@ def prepare(table: qt.QTableWidget, shared: Sequence[int], padding: int = ROW_PA
     # The first of them follows the width of the table, and tells when that has changed.
     header.setSectionResizeMode(shared[0], qt.QHeaderView.Stretch)
     if len(shared) > 1:
-        header.connect("sectionResized(int,int,int)", lambda column, _old, _new: _share(table, shared, column))
+        # Afterwards, because the header does not take other widths while it hands out its own. It ends with the table.
+        later = qt.QTimer(table)
+        later.setSingleShot(True)
+        later.setInterval(0)
+        later.connect("timeout()", lambda: _share(table, shared))
+        header.connect("sectionResized(int,int,int)", lambda column, _old, _new: column in shared and later.start())
         table.setProperty(SHARED, ",".join(map(str, shared)))
     rows = table.verticalHeader()
     rows.setMinimumSectionSize(table.fontMetrics().height() + padding)
@@ -39,10 +45,17 @@ def prepare(table: qt.QTableWidget, shared: Sequence[int], padding: int = ROW_PA
     fit(table)
 
 
-def _share(table: qt.QTableWidget, shared: Sequence[int], resized: int | None = None) -> None:
+def share(table: qt.QTableWidget) -> None:
+    """Share the width of a table again, after its content has changed."""
+    shared = str(table.property(SHARED) or "")
+    if shared:
+        _share(table, [int(column) for column in shared.split(",")])
+
+
+def _share(table: qt.QTableWidget, shared: Sequence[int]) -> None:
     """Give columns the widths that their texts need, and where that is too much, the widest of them less."""
-    if resized is not None and resized in shared[1:]:
-        return  # which happens here
+    if not table:
+        return  # it was destroyed since
     header = table.horizontalHeader()
     widths = parts_by_need(
         [_needed(table, column) for column in shared], sum(header.sectionSize(column) for column in shared)
@@ -69,7 +82,10 @@ def _needed(table: qt.QTableWidget, column: int) -> int:
     texts = [str(item.text()) for item in items if item is not None]
     title = table.horizontalHeaderItem(column)
     texts.append(str(title.text()) if title is not None else "")
-    return max(metrics.horizontalAdvance(text) for text in texts) + CELL_PADDING
+    needs = [metrics.horizontalAdvance(text) + CELL_PADDING for text in texts]
+    widgets = (table.cellWidget(row, column) for row in range(table.rowCount))
+    needs += [metrics.horizontalAdvance(str(one.currentText)) + ARROW_PADDING for one in widgets if one is not None]
+    return max(needs)
 
 
 def fit(table: qt.QTableWidget, most_rows: int = MOST_ROWS) -> None:
@@ -108,9 +124,7 @@ def fill(
     if 0 <= chosen < len(rows):
         table.selectRow(chosen)
     fit(table)
-    shared = str(table.property(SHARED) or "")
-    if shared:
-        _share(table, [int(column) for column in shared.split(",")])
+    share(table)
 
 
 def set_checked(table: qt.QTableWidget, row: int, column: int, checked: bool) -> None:

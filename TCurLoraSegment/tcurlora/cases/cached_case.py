@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import Case, read_case_labels
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import read_case_image
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.errors import InputError
-from tcurlora.imaging.images import not_written, read_image
-from tcurlora.imaging.intensities import require_finite, require_finite_array
-from tcurlora.imaging.preprocessing import Preprocessing
+from tcurlora.imaging.images import not_written
+from tcurlora.imaging.intensities import require_finite_image
+from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.runtime.atomic_files import whole_file
 
@@ -78,16 +80,17 @@ def cache_case(
         InputError: when the image or the label cannot be used.
         TCurLoraError: when the folder cannot be written to.
     """
-    key = hashlib.sha256(os.fsencode(case.image.absolute())).hexdigest()[:16]
+    files = b"\0".join(os.fsencode(path.absolute()) for path in (case.image, *case.channels))
+    key = hashlib.sha256(files).hexdigest()[:16]
     cached = _cached_case(case.name, folder, key)
     # The label is written last: where it exists, the case is whole.
     if cached.label.exists():
         return cached
-    image = read_image(case.image)
-    require_finite(image, str(case.image))
+    image = read_case_image(case)
+    require_finite_image(image, str(case.image))
     prepared = preprocessing.prepare(image)
     array = prepared.array
-    require_finite_array(array, str(case.image), "after the model's normalization")
+    require_finite(array, f"'{case.image.name}'")
     labels = read_case_labels(case, structures, image)
     count = labels.GetNumberOfComponentsPerPixel()
     if count > 1 and not overlapping:

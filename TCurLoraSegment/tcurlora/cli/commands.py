@@ -17,12 +17,11 @@ from tcurlora import __version__
 from tcurlora.errors import Cancelled, InputError, TCurLoraError, as_user_error
 from tcurlora.runtime.events import ConsoleEvents, EventSink, JsonEvents
 from tcurlora.runtime.parent_process import attach
+from tcurlora_contract.methods import COMPARED, METHODS
 
 if TYPE_CHECKING:
     from tcurlora.inference.segmenter_cache import SegmenterCache
 
-METHODS = ("compact", "paper", "decoder", "full")
-COMPARED = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
 LOADS_MONAI: dict[str, tuple[str, ...]] = {
     "check": (),
     "adapt": ("scipy",),
@@ -181,7 +180,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     segment = command("segment", _segment, "segment scans with an adapter or a base model")
     segment.add_argument("--model", required=True, help="adapter or base model: a folder or a name")
-    segment.add_argument("--input", required=True, nargs="+", metavar="SCAN", help="scans, DICOM series, or folders")
+    segment.add_argument(
+        "--input",
+        default=[],
+        nargs="+",
+        metavar="SCAN",
+        help="scans, DICOM series, or folders of them; for a model of several channels also folders with files "
+        "CASE_0000.nii.gz, CASE_0001.nii.gz, ... or a folder a scan with a file for each channel, named as it is",
+    )
+    segment.add_argument(
+        "--channels",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar="FILE",
+        help="the files of one scan, one for each channel in the model's order (see 'models show'); may be repeated",
+    )
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -375,9 +389,12 @@ def _check(options: argparse.Namespace, events: EventSink) -> int:
     errors = sum(finding.severity == "error" for finding in findings)
     words = [f"{f.severity}: {f.case or 'all cases'}: {f.message} {f.remedy}".rstrip() for f in findings]
     words.append(f"Structures: {', '.join(f'{s.name} (label {s.value})' for s in site.structures) or 'none'}.")
-    words.append(f"{len(site.dataset.cases)} cases, {errors} problem{'' if errors == 1 else 's'}.")
+    subjects = len({case.subject for case in site.dataset.cases})
+    whose = f"{len(site.dataset.cases)} cases of {subjects} subject{'' if subjects == 1 else 's'}"
+    words.append(f"{whose}, {errors} problem{'' if errors == 1 else 's'}.")
     report = {
         "cases": len(site.dataset.cases),
+        "subjects": subjects,
         "errors": errors,
         "findings": [asdict(f) for f in findings],
         "base_structures": list(site.base.structures),
@@ -443,6 +460,8 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.inference.scans import SegmentRequest, run_segment
     from tcurlora.runtime.job_folder import remove_job
 
+    if not options.input and not options.channels:
+        raise InputError("Nothing is given to be segmented.", "Give scans (--input).", "usage")
     request = SegmentRequest(
         options.model,
         tuple(options.input),
@@ -452,6 +471,7 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
         options.uncertainty,
         mirror=options.mirror,
         fold=options.fold,
+        channels=tuple(tuple(files) for files in options.channels),
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:

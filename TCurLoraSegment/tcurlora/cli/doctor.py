@@ -12,10 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tcurlora.models.adapter_library import data_folder, library_folder
 from tcurlora.runtime.system_memory import memory
+from tcurlora_contract.folders import adapters_folder, data_folder
 
-PACKAGES = ("torch", "monai", "SimpleITK", "numpy", "scipy", "safetensors", "einops", "PyYAML")
+PACKAGES = (
+    "torch",
+    "monai",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "einops",
+    "filelock",
+    "pydicom",
+    "PyYAML",
+)
 _MODULES = {"PyYAML": "yaml"}
 """Packages that are imported under another name."""
 
@@ -123,7 +134,7 @@ def _disk() -> dict[str, Any]:
 
 
 def _adapters_folder() -> dict[str, Any]:
-    folder = library_folder()
+    folder = adapters_folder()
     writable = True
     try:
         # A trial tells more than permission bits, which say little about network drives and Windows.

@@ -30,9 +30,9 @@ from tcurlora.errors import Cancelled, InputError, MemoryExhausted, TCurLoraErro
 from tcurlora.inference.segmenter_cache import SegmenterCache, release_device_memory
 from tcurlora.runtime.events import EventSink, JsonEvents
 from tcurlora.runtime.parent_process import wait_for_input
+from tcurlora_contract.warm_worker import COMMANDS, END, READY
 
 RunArguments: TypeAlias = Callable[[Sequence[str], EventSink, SegmenterCache], int]
-COMMANDS = ("segment", "check", "models", "adapters", "doctor")
 LONGEST_LINE = 2**20
 PATIENCE_S = 15.0
 """How long work may go on after stdin has ended, where it does not notice, such as in a driver that hangs."""
@@ -61,7 +61,7 @@ def serve(idle_minutes: float, run: RunArguments) -> None:
     answers = JsonEvents(_take_stdout())
     inbox = _Inbox()
     segmenters = SegmenterCache()
-    answers.emit("ready", version=__version__)
+    answers.emit(READY, version=__version__)
     try:
         while request := inbox.next(60 * idle_minutes):
             events = _Answer(answers, request.id, inbox)
@@ -69,10 +69,10 @@ def serve(idle_minutes: float, run: RunArguments) -> None:
                 code = _do(request, events, segmenters, run)
             except KeyboardInterrupt:
                 events.fail(Cancelled())
-                events.emit("end", exit_code=Cancelled.exit_code)
+                events.emit(END, exit_code=Cancelled.exit_code)
                 raise
             inbox.forget(request.id)
-            events.emit("end", exit_code=code)
+            events.emit(END, exit_code=code)
             release_device_memory()
     finally:
         inbox.done.set()

@@ -10,16 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cases.dataset import Case, check_cases, require_no_errors
+from tcurlora.cases.case import Case
+from tcurlora.cases.checks import check_cases, require_no_errors
 from tcurlora.errors import InputError
-from tcurlora.runtime.folder_lock import LOCK
-from tcurlora.runtime.job_folder import REQUEST, JobFolder
+from tcurlora.runtime.job_folder import JobFolder
 from tcurlora.runtime.json_files import read_object
 from tcurlora.training.target_site import Site, check_site, fold_cases
 from tcurlora.training.trainer import TrainingSettings
+from tcurlora_contract.job_files import LOCK, REQUEST
+from tcurlora_contract.methods import COMPARED
 
 BASE = "base"
-DEFAULT_METHODS = ("base", "decoder", "full", "lora", "lora-matched", "random", "paper", "compact")
+DEFAULT_METHODS = COMPARED
 RATE_FACTORS = (1.0, 10**-0.5, 10**0.5, 0.1, 10.0, 10**-1.5, 10**1.5)
 """The grid around a method's own learning rates, in the order in which more trials extend it."""
 
@@ -227,7 +229,7 @@ def require_good_cases(site: Site, test: Sequence[Case]) -> None:
                 "subject_on_both_sides",
             )
         together = replace(site.dataset, cases=(*site.dataset.cases, *test))
-        findings = check_cases(together, site.structures, site.base.in_channels)
+        findings = check_cases(together, site.structures, site.base.in_channels, overlapping=site.overlapping)
     require_no_errors(findings)
 
 

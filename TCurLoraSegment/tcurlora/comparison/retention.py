@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tcurlora.cases.dataset import Case, check_cases, find_cases, read_case_labels, read_structures
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import read_case_image, with_channels_of
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels, read_structures
 from tcurlora.errors import InputError
 from tcurlora.evaluation.scores import Score, score_case
-from tcurlora.imaging.images import read_image
 from tcurlora.imaging.label_layers import layers_of
 from tcurlora.imaging.structures import Structure, normalized, parse_labels
 from tcurlora.inference.segmenter import Segmenter
@@ -38,7 +41,7 @@ class OwnData:
         """Segment all cases and score the structures that are labeled here."""
         scores = []
         for case in self.cases:
-            image = read_image(case.image)
+            image = read_case_image(case)
             predicted, _ = segmenter.segment(image)
             labels = layers_of(read_case_labels(case, self.structures))
             # A layer for each structure, because they may overlap.
@@ -65,9 +68,10 @@ def open_own_data(site: Site, data: str | Path, labels: str = "") -> OwnData:
         InputError: when a case cannot be used, or no structure of the site is labeled there.
     """
     declared = parse_labels(labels)
-    dataset = find_cases(Path(data), declared)
+    dataset = with_channels_of(find_cases(Path(data), declared), site.base.input_channels)
     structures = tuple(read_structures(dataset, declared))
-    problems = [f for f in check_cases(dataset, structures, site.base.in_channels, minimum=1) if f.severity == "error"]
+    findings = check_cases(dataset, structures, site.base.in_channels, minimum=1, overlapping=site.overlapping)
+    problems = [finding for finding in findings if finding.severity == "error"]
     if problems:
         first = problems[0]
         raise InputError(f"--own-data: {first.message}", first.remedy, first.code)

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from tcurlora.cases.cached_case import CachedCase, cache_case
-from tcurlora.cases.dataset import Case, find_cases
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import with_channels_of
+from tcurlora.cases.checks import require_no_errors
+from tcurlora.cases.dataset import find_cases
 from tcurlora.comparison.methods import Method, parse_methods
 from tcurlora.comparison.plan import (
     BASE,
@@ -89,7 +92,11 @@ def _run_compare(request: CompareRequest, events: EventSink, held: ExitStack) ->
     site = open_site(
         request.base, request.data, request.labels, request.mapping, labels_complete=request.labels_complete
     )
-    test = find_cases(Path(request.test), parse_labels(request.labels)).cases if request.test else ()
+    test: tuple[Case, ...] = ()
+    if request.test:
+        found = with_channels_of(find_cases(Path(request.test), parse_labels(request.labels)), site.base.input_channels)
+        require_no_errors(found.findings)
+        test = found.cases
     require_good_cases(site, test)
     splits = make_splits(site.dataset.cases, test, request.folds, request.subjects)
     own = open_own_data(site, request.own_data, request.own_labels) if request.own_data else None

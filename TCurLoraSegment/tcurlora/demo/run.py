@@ -7,13 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tcurlora.cases.dataset import Case, find_cases, read_case_labels
+from tcurlora.cases.case import Case
+from tcurlora.cases.channels import read_case_image
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.demo.patients import SIMULATION_NOTE, make_patients
 from tcurlora.demo.pictures import side_by_side
 from tcurlora.evaluation.gain import MEAN, compare_scores
 from tcurlora.evaluation.reports import comparison_table
 from tcurlora.imaging.grids import label_array, to_array
-from tcurlora.imaging.images import read_image
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.method.model import TensorCurModel
 from tcurlora.models.adapter_files import load_adapter, require_absent
@@ -84,7 +86,7 @@ def run_demo(out: Path, events: EventSink, steps: int | None = None) -> dict[str
 
 
 def _picture(site: Site, case: Case, base: Segmenter, adapted: Segmenter, path: Path) -> None:
-    image = read_image(case.image)
+    image = read_case_image(case)
     results, captions = [], ["", "Harvard-Oxford atlas"]
     for segmenter in (base, adapted):
         results.append(label_array(segmenter.segment(image)[0]))

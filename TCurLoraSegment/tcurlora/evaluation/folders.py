@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from tcurlora.cases.dataset import declared_structures, find_cases
+from tcurlora.cases.dataset import declared_labels, find_cases
 from tcurlora.errors import InputError
 from tcurlora.evaluation.gain import summarize
 from tcurlora.evaluation.scores import Score, score_case
-from tcurlora.imaging.grids import geometry_difference, label_array
+from tcurlora.imaging.grids import geometry_difference, label_array, on_grid_of
 from tcurlora.imaging.images import UNCERTAINTY, images_in, stem
 from tcurlora.imaging.segmentations import read_segmentation
-from tcurlora.imaging.structures import BACKGROUND, Structure, is_background, normalized
+from tcurlora.imaging.structures import BACKGROUND, IGNORE, Structure, is_background, is_ignored, normalized
 from tcurlora.runtime.events import EventSink, NullEvents
 
 
@@ -46,7 +46,8 @@ def evaluate_folders(
     """
     events = events or NullEvents()
     if not declared and truth.name == "labels":
-        declared = declared_structures(truth.parent)
+        told = declared_labels(truth.parent)
+        declared = (*told.structures, *(Structure(IGNORE, value) for value in told.ignore))
     predictions, truths = _files_by_stem(prediction), _files_by_stem(truth)
     scores: list[Score] = []
     known: set[str] = set()
@@ -103,6 +104,13 @@ def _score_files(
     truth_image, truth_structures = read_segmentation(truth, overlaps=True)
     difference = geometry_difference(predicted_image, truth_image)
     if difference:
+        # Slicer and DICOM leave out what is empty, so one of the two may be a part of the other.
+        placed = on_grid_of(truth_image, predicted_image)
+        if placed is not None:
+            truth_image, difference = placed, None
+        elif (placed := on_grid_of(predicted_image, truth_image)) is not None:
+            predicted_image, difference = placed, None
+    if difference:
         raise InputError(
             f"Case '{case}': prediction and truth do not lie on the same voxels: {difference}.",
             "Compare segmentations of the same scan, in that scan's geometry.",
@@ -110,12 +118,13 @@ def _score_files(
         )
     predicted_names = predicted_structures or declared or truth_structures
     truth_names = truth_structures or declared or predicted_structures
-    predicted_array, predicted_here = _by_name(predicted_image, predicted_names)
-    truth_array, truth_here = _by_name(truth_image, truth_names)
+    predicted_array, predicted_here, _ = _by_name(predicted_image, predicted_names)
+    truth_array, truth_here, ignored = _by_name(truth_image, truth_names)
     # Names that a file merely borrowed say nothing about what it knows.
     known = set(truth_here) | {normalized(structure.name) for structure in truth_structures or declared}
-    known.discard(BACKGROUND)
-    shown = {normalized(s.name): s.name for s in (*truth_names, *predicted_names) if not is_background(s.name)}
+    known -= {BACKGROUND, IGNORE}
+    named = (s for s in (*truth_names, *predicted_names) if not is_background(s.name) and not is_ignored(s.name))
+    shown = {normalized(s.name): s.name for s in named}
     shown |= {n: name for here in (predicted_here, truth_here) for n, (name, _) in here.items()}
     common = {name: number for number, name in enumerate(shown, start=1)}
     scores = score_case(
@@ -124,21 +133,26 @@ def _score_files(
         _renumbered(truth_array, truth_here, common),
         truth_image.GetSpacing(),
         {shown[name]: number for name, number in common.items()},
+        ignored if ignored.any() else None,
     )
     return scores, known
 
 
-def _by_name(image: sitk.Image, structures: Sequence[Structure]) -> tuple[np.ndarray, dict[str, tuple[str, list[int]]]]:
-    """The label array, and for each structure that occurs in it, by normalized name, its name and label values."""
+def _by_name(
+    image: sitk.Image, structures: Sequence[Structure]
+) -> tuple[np.ndarray, dict[str, tuple[str, list[int]]], np.ndarray]:
+    """The label array; for each structure in it, by normalized name, its name and values; and what nobody labeled."""
     names = {structure.value: structure.name for structure in structures}
     array = label_array(image)
     nothing = [value for value, name in names.items() if is_background(name)]
-    array = np.where(np.isin(array, nothing), 0, array) if nothing else array
+    unlabeled = np.isin(array, [value for value, name in names.items() if is_ignored(name)])
+    ignored = unlabeled if unlabeled.ndim == 3 else np.logical_or.reduce(unlabeled)
+    array = np.where(np.isin(array, nothing) | unlabeled, 0, array)
     found: dict[str, tuple[str, list[int]]] = {}
     for value in np.unique(array[array != 0]).tolist():
         name = names.get(value, f"label {value}")
         found.setdefault(normalized(name), (name, []))[1].append(value)
-    return array, found
+    return array, found, ignored
 
 
 def _renumbered(
@@ -155,7 +169,8 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder.", "Give the folder that holds the segmentations.", "no_folder")
     files: dict[str, Path] = {}
-    for path in images_in(folder):
+    inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    for path in (*images_in(folder), *(entry for entry in inside if images_in(entry))):
         if stem(path) in files:
             raise InputError(
                 f"'{folder}' has two files for one case: '{files[stem(path)].name}' and '{path.name}'.",

@@ -185,13 +185,13 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
     Args:
         config: the adapter's config: `base_model` (name, sha256), `structures` (dicts of `labels.Structure`),
-            and where present `method`, `preset`, `r`, `seed` and `versions` (package to version).
+            and where present `method`, `r`, `seed` and `versions` (package to version).
         report: the result of `build_report`; of its `training` and `size` the plain numbers and words are listed.
     """
     base = config.get("base_model", {})
     structures = [Structure.from_dict(entry) for entry in config.get("structures", ())]
     settings = {
-        **{key: config[key] for key in ("method", "preset", "r", "seed") if key in config},
+        **{key: config[key] for key in ("method", "r", "seed") if key in config},
         **{k: v for k, v in report["training"].items() if isinstance(v, int | float | str) and not _is_path(v)},
         **config.get("versions", {}),
     }

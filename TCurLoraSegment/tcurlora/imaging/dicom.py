@@ -8,6 +8,7 @@ series and of compressed frames.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import tempfile
 import warnings
@@ -216,11 +217,28 @@ def _without_python_warnings() -> Iterator[None]:
         yield
 
 
+class _Bounded(io.BufferedReader):
+    """A file that takes no memory for more bytes than it has, whatever length an element claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._end = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._end - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _read(path: Path, stop_before_pixels: bool = False) -> pydicom.FileDataset:
+    with _Bounded(path) as stream:
+        return pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+
+
 def _dataset(path: Path) -> pydicom.Dataset | None:
     """Read the elements before the voxels; None where the file is not DICOM."""
     try:
         with _without_python_warnings():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            dataset = _read(path, stop_before_pixels=True)
             is_dicom = any(key in dataset for key in _SIGNS)
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -408,7 +426,9 @@ def _stacked(
         gap = float(along[order[-1]] - along[order[0]]) / (len(slices) - 1)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = first.row * first.spacing[1], first.column * first.spacing[0]
-    affine[:3, 2], affine[:3, 3] = normal * abs(gap), slices[order[0]].position
+    # Rounded positions lie a little beside the line that most of them lie on.
+    aside = np.median([piece.position - normal * (piece.position @ normal) for piece in slices], axis=0)
+    affine[:3, 2], affine[:3, 3] = normal * abs(gap), aside + normal * along[order[0]]
     if len(slices) > 1:
         _require_in_place(path, what, [slices[index] for index in order], affine, on_warning)
         _tell_of_distances(path, slices, gap, on_warning)
@@ -722,8 +742,7 @@ def _stored_frames(path: Path, dataset: pydicom.Dataset, count: int) -> npt.NDAr
     """Return the stored values as (frame, row, column), or with colors as a fourth axis."""
 
     def native() -> npt.NDArray[Any]:
-        whole = pydicom.dcmread(path, force=True)
-        array = np.asarray(whole.pixel_array)
+        array = np.asarray(_read(path).pixel_array)
         return array[None] if count == 1 else array
 
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
@@ -740,7 +759,7 @@ def _stored_frames(path: Path, dataset: pydicom.Dataset, count: int) -> npt.NDAr
 
 def _write_plain(path: Path, target: Path) -> None:
     """Write the frames, compressed as they are, without all that GDCM would read otherwise than it is read here."""
-    dataset = copy.copy(pydicom.dcmread(path, force=True))
+    dataset = copy.copy(_read(path))
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RescaleSlope"):
         if keyword in dataset:
             delattr(dataset, keyword)

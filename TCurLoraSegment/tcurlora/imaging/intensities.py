@@ -22,7 +22,7 @@ _FEW = 1e-3
 _SPREAD = 1.1
 
 
-def require_finite(image: sitk.Image, name: str) -> None:
+def require_finite_image(image: sitk.Image, name: str) -> None:
     """Refuse a scan with values that are no numbers, or are none in single precision.
 
     Args:
@@ -32,33 +32,18 @@ def require_finite(image: sitk.Image, name: str) -> None:
     Raises:
         InputError: with one of the values and the number of voxels.
     """
-    require_finite_array(sitk.GetArrayViewFromImage(image), name)
-
-
-def require_finite_array(voxels: npt.NDArray[Any], name: str, after: str = "") -> None:
-    """Refuse an array with values that are no numbers, or are none in single precision.
-
-    Args:
-        voxels: of any shape.
-        name: what to call the scan.
-        after: what was done with it, if anything.
-
-    Raises:
-        InputError: with one of the values and the number of voxels.
-    """
+    voxels = sitk.GetArrayViewFromImage(image)
     if voxels.dtype.kind != "f":
         return
     low, high = float(voxels.min()), float(voxels.max())  # NaN where one is in it
     if low >= -LARGEST and high <= LARGEST:
         return
     bad = ~((voxels >= -LARGEST) & (voxels <= LARGEST))
-    example, count = float(voxels[bad].flat[0]), int(np.count_nonzero(bad))
+    example, count = float(voxels[bad][0]), int(np.count_nonzero(bad))
     kind = f"too large to compute with ({example:g})" if np.isfinite(example) else f"no number ({example:g})"
     raise InputError(
-        f"{name} has {count} voxel{'' if count == 1 else 's'} whose intensity is {kind}{f' {after}' if after else ''}.",
-        "Replace them, for example by 0, or export the scan again."
-        if not after
-        else "Look at the smallest and largest intensities of the scan, and replace those that make no sense.",
+        f"{name} has {count} voxel{'' if count == 1 else 's'} whose intensity is {kind}.",
+        "Replace them, for example by 0, or export the scan again.",
         "non_finite",
     )
 
@@ -69,7 +54,7 @@ def check_intensities(image: sitk.Image, name: str, on_warning: OnWarning) -> No
     Raises:
         InputError: with one of the values and the number of voxels.
     """
-    require_finite(image, name)
+    require_finite_image(image, name)
     voxels = sitk.GetArrayViewFromImage(image)
     for channel in [voxels] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0):
         found = extremes(channel)

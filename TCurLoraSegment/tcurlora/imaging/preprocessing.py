@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from tcurlora.errors import InputError
 from tcurlora.imaging.grids import Scores, index_of_largest
 
 
@@ -113,3 +114,30 @@ class Preprocessing(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Describe it as JSON types, for adapters and people."""
+
+
+def require_finite(array: np.ndarray, scan: str) -> None:
+    """Refuse a prepared scan with values that are no numbers.
+
+    Finite intensities may become infinite when they are cast to 32 bits, resampled or normalized. A network makes
+    nothing of them, or of anything that it sees together with them.
+
+    Args:
+        array: of a prepared scan.
+        scan: what to call it.
+
+    Raises:
+        InputError: with one of the values and the number of voxels.
+    """
+    # A sum is quick and holds no mask; it is not finite where a value is not, or where it overflows by itself.
+    if np.isfinite(np.sum(array, dtype=np.float64)):
+        return
+    wrong = ~np.isfinite(array)
+    count = int(np.count_nonzero(wrong))
+    if count:
+        raise InputError(
+            f"{scan} has {count} voxel{'' if count == 1 else 's'} whose intensity is {array[wrong][0]} after the "
+            "model's normalization.",
+            "Look for extreme intensities in the scan: clip or replace them, or export the scan again.",
+            "non_finite",
+        )

@@ -14,9 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from tcurlora.errors import InputError
+from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.dicom_labels import dicom_labels_kind, names_in_dicom, read_rtstruct, read_seg
+from tcurlora.imaging.grids import geometry_difference, on_grid_of
+from tcurlora.imaging.headers import has_sound_header
+from tcurlora.imaging.headers.formats import format_of
+from tcurlora.imaging.image_warnings import ImageWarning, OnWarning, itk_quiet, unheard
 from tcurlora.imaging.images import (
     files_of,
+    images_in,
     not_written,
     read_image,
     require_writable_suffix,
@@ -26,34 +32,52 @@ from tcurlora.imaging.images import (
     write_whole,
 )
 from tcurlora.imaging.label_layers import flattened, has_overlaps, layered_image, layers_of
-from tcurlora.imaging.structures import Structure, is_background, require_distinct
+from tcurlora.imaging.structure_tables import STRUCTURE_COMMENT, first_structure_table, tables_beside
+from tcurlora.imaging.structures import Structure, is_background, normalized, require_distinct
 from tcurlora.runtime.atomic_files import whole_file
 
 BACKGROUND_LINE = "0 Background 0 0 0 0"
-STRUCTURE_COMMENT = "# structure: "
+
+ROUNDED = 0.01
+"""How far a label may be from a whole number: saved with a scale factor, 1 may come back as 0.99995."""
+
+_NO_NAMES = ("seg", "segmentation", "segmentations", "label", "labels", "labelmap", "label map", "mask", "gt", "truth")
+"""Names of files that are not those of a structure."""
 
 
-def read_segmentation(path: Path, overlaps: bool = False) -> tuple[sitk.Image, list[Structure]]:
-    """Read a label map and the structures that its file, or the color table beside it, names.
+def read_segmentation(
+    path: Path, overlaps: bool = False, scan: sitk.Image | None = None, on_warning: OnWarning = unheard
+) -> tuple[sitk.Image, list[Structure]]:
+    """Read a label map and the structures that its file, a table beside it, or the names of its files tell.
 
-    Names come from the segments of a .seg.nrrd, or from `NAME.ctbl` beside `NAME.nii.gz` and other formats. Segments
-    in several layers are merged into one label map; where two layers use one number, the later one gets a free number.
-    What a file calls background becomes background.
+    Names come from the segments of a .seg.nrrd or of a DICOM segmentation, from the structures of an RTSTRUCT, from the
+    names of files where a folder holds one mask for each structure, or from a table beside the file (see
+    `tables_beside`). Segments in several layers are merged into one label map; where two layers use one number, the
+    later one gets a free number. What a file calls background becomes background.
 
     Args:
-        path: the file.
+        path: the file, or a folder with one file for each structure or with a DICOM series of labels.
         overlaps: whether segments may overlap. Where they do, the labels have several layers (see `label_layers`).
+        scan: what was labeled; only an RTSTRUCT, which has no voxels of its own, cannot be read without it.
+        on_warning: is told of what was odd, and how it was read.
 
     Returns:
         The labels as unsigned 16 bit (32 bit signed where a value needs it), and the named structures, which are none
-        where the file has no names.
+        where the file has no names. One called `ignore` may be among them.
 
     Raises:
         InputError: as `read_image`; or when values are not whole numbers from 0 on, segments overlap and must not, or
             two structures share a name.
     """
     path = Path(path)
-    image = read_image(path)
+    if path.is_dir():
+        parts = _label_files(path)
+        if parts:
+            return _read_parts(path, parts, overlaps, scan, on_warning)
+    kind = dicom_labels_kind(path)
+    if kind:
+        return _read_dicom_labels(path, kind, overlaps, scan)
+    image = read_image(path, on_warning)
     segments = _header_segments(image)
     voxels = sitk.GetArrayViewFromImage(image)
     if segments:
@@ -65,14 +89,152 @@ def read_segmentation(path: Path, overlaps: bool = False) -> tuple[sitk.Image, l
             "several_channels",
         )
     else:
-        labels = _whole_numbers(voxels, path)
-        structures = _read_color_table(path, labels)
+        labels = _whole_numbers(voxels, path, on_warning)
+        structures = _structures_beside(path, labels)
         for nothing in (structure for structure in structures if is_background(structure.name)):
             labels[labels == nothing.value] = 0
         structures = [structure for structure in structures if not is_background(structure.name)]
         layers = [labels]
     require_distinct(structures, str(path))
     return _label_image(layers, image), structures
+
+
+def names_of_structures(path: Path) -> list[str]:
+    """Return the names that a segmentation gives to its structures, as far as they can be had without its voxels."""
+    if path.is_dir():
+        return [name for part in _label_files(path) for name in (names_in_dicom(part) or [stem(part)])]
+    if dicom_labels_kind(path):
+        return names_in_dicom(path)
+    try:
+        if format_of(path) == "nrrd" and has_sound_header(path):
+            with itk_quiet():
+                reader = sitk.ImageFileReader()
+                reader.SetFileName(str(path))
+                reader.ReadImageInformation()
+                segments = _header_segments(reader)
+            if segments:
+                return [segment.name for segment in segments]
+        found = first_structure_table(path)
+    except (RuntimeError, TCurLoraError):
+        return []
+    return [structure.name for structure in found[1]] if found else []
+
+
+def dicom_parts(path: Path) -> dict[Path, str]:
+    """Return which files of a segmentation are DICOM labels, and whether they are `SEG` or `RTSTRUCT`."""
+    files = _label_files(path) if path.is_dir() else [path]
+    return {file: kind for file in files if (kind := dicom_labels_kind(file))}
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that each hold some of the structures; none where it holds a DICOM series."""
+    files = [file for file in files_of(folder) if dicom_labels_kind(file)]
+    others = [file for file in images_in(folder) if file not in files]
+    return sorted(files + others) if any(suffix(file) != ".dcm" for file in others) or (files and not others) else files
+
+
+def _read_parts(
+    folder: Path, parts: Sequence[Path], overlaps: bool, scan: sitk.Image | None, on_warning: OnWarning
+) -> tuple[sitk.Image, list[Structure]]:
+    """Read a folder with one file for each structure, as TotalSegmentator and others write it."""
+    if len(parts) == 1 and (normalized(stem(parts[0])) in _NO_NAMES or stem(parts[0]) == folder.name):
+        return read_segmentation(parts[0], overlaps, scan, on_warning)
+    stack: _Stack | None = None
+    for part in parts:
+        labels, own = read_segmentation(part, overlaps, scan, on_warning)
+        if stack is None:
+            stack = _Stack(folder, labels, overlaps)
+        elif geometry_difference(labels, stack.geometry) is not None:
+            placed = on_grid_of(labels, stack.geometry)
+            if placed is None:
+                raise InputError(
+                    f"The files '{parts[0].name}' and '{part.name}' in {folder} do not lie on the same grid: "
+                    f"{geometry_difference(labels, stack.geometry)}.",
+                    "Give all structures of a case in the geometry of its scan.",
+                    "geometry_mismatch",
+                )
+            labels = placed
+        layers = layers_of(labels)
+        values = sorted({int(value) for layer in layers for value in np.unique(layer)} - {0})
+        if not own and len(values) > 1 and len(parts) == 1:
+            return labels, own
+        if not own and len(values) > 1:
+            raise InputError(
+                f"'{part.name}' in {folder} holds {len(values)} labels, but a file for each structure has one.",
+                "Give one label map for the whole case, or one file with one label for each structure.",
+                "several_labels",
+            )
+        named = own or [Structure(_without_case(stem(part), folder.name), values[0] if values else 1)]
+        for structure in named:
+            if not is_background(structure.name):
+                mask = np.logical_or.reduce([layer == structure.value for layer in layers])
+                stack.add(structure.name, mask, structure.color, structure.terminology)
+    assert stack is not None
+    return stack.image(), stack.structures
+
+
+def _without_case(name: str, case: str) -> str:
+    """Name a structure by its file, without the name of the case that some programs put before it."""
+    rest = name.removeprefix(case).lstrip("_-. ") if name.startswith(case) else name
+    return rest or name
+
+
+def _read_dicom_labels(
+    path: Path, kind: str, overlaps: bool, scan: sitk.Image | None
+) -> tuple[sitk.Image, list[Structure]]:
+    if kind == "SEG":
+        masks, geometry = read_seg(path)
+    elif scan is None:
+        raise InputError(
+            f"{path} holds contours (DICOM RTSTRUCT), which are voxels only together with their scan.",
+            "Load both in 3D Slicer, and save the segmentation as .seg.nrrd.",
+            "needs_scan",
+        )
+    else:
+        masks, geometry = read_rtstruct(path, scan), scan
+    stack = _Stack(path, geometry, overlaps)
+    for mask in masks:
+        if not is_background(mask.name):
+            stack.add(mask.name, mask.mask, mask.color)
+    return stack.image(), stack.structures
+
+
+class _Stack:
+    """Collects masks in one label map, or in as many layers as they need where they may overlap."""
+
+    def __init__(self, path: Path, geometry: sitk.Image, overlaps: bool) -> None:
+        self.path, self.geometry, self.overlaps = path, geometry, overlaps
+        self.layers: list[npt.NDArray[np.int64]] = [np.zeros(geometry.GetSize()[::-1], np.int64)]
+        self.structures: list[Structure] = []
+
+    def add(
+        self,
+        name: str,
+        mask: npt.NDArray[np.bool_],
+        color: tuple[float, float, float] | None = None,
+        terminology: str | None = None,
+    ) -> None:
+        """Add a structure under the next number."""
+        target = next((layer for layer in self.layers if not layer[mask].any()), None)
+        if target is None and not self.overlaps:
+            met = self.layers[0][mask]
+            value, count = next(zip(*np.unique(met[met > 0], return_counts=True), strict=True))
+            raise InputError(
+                f"In {self.path} '{name}' and '{self.structures[int(value) - 1].name}' overlap in {int(count)} voxels, "
+                "but a voxel can belong to one structure only.",
+                "Leave one of them out, or load them in 3D Slicer and correct them with 'Overwrite all'.",
+                "overlapping_segments",
+            )
+        if target is None:
+            target = np.zeros_like(self.layers[0])
+            self.layers.append(target)
+        self.structures.append(Structure(name, len(self.structures) + 1, color, terminology))
+        target[mask] = len(self.structures)
+
+    def image(self) -> sitk.Image:
+        """Return the label map."""
+        require_distinct(self.structures, str(self.path))
+        return _label_image(self.layers, self.geometry)
 
 
 def write_segmentation(labels: sitk.Image, structures: Sequence[Structure], path: Path) -> None:
@@ -135,7 +297,7 @@ def names_beside(path: Path) -> Path | None:
 
 def segmentation_files(path: Path) -> list[Path]:
     """Return all files that a segmentation is read from, those beside it included."""
-    return [*files_of(path), *_color_tables(path)]
+    return [*files_of(path), *([] if path.is_dir() else tables_beside(path))]
 
 
 def default_color(value: int) -> tuple[float, float, float]:
@@ -154,7 +316,7 @@ class _Segment:
     terminology: str | None
 
 
-def _header_segments(image: sitk.Image) -> list[_Segment]:
+def _header_segments(image: sitk.Image | sitk.ImageFileReader) -> list[_Segment]:
     keys = set(image.GetMetaDataKeys())
 
     def field(index: int, key: str) -> str | None:
@@ -222,16 +384,23 @@ def _merge_layers(
     return merged, structures
 
 
-def _whole_numbers(voxels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.int64]:
+def _whole_numbers(voxels: npt.NDArray[Any], path: Path, on_warning: OnWarning = unheard) -> npt.NDArray[np.int64]:
     if voxels.dtype.kind == "f":
-        finite = np.isfinite(voxels).all()
-        whole = finite and bool((np.rint(voxels) == voxels).all())
-        if not whole:
+        finite = bool(np.isfinite(voxels).all())
+        whole = np.rint(voxels)
+        away = float(np.abs(voxels - whole).max(initial=0.0)) if finite else np.inf
+        if away > ROUNDED:
             raise InputError(
                 f"The segmentation {path} holds values that are not whole numbers.",
                 "Give the label map, not the scan or a probability map; resample labels with nearest neighbour.",
                 "not_labels",
             )
+        if away > 0:
+            example = float(voxels[voxels != whole].flat[0])
+            message = f"The segmentation {path} holds values that are nearly whole numbers, such as {example:.7g}"
+            message += f", because it was saved with a scale factor. It was read as {round(example)}."
+            on_warning(ImageWarning("rounded_labels", message, "Save labels as whole numbers."))
+        voxels = whole
     if voxels.size and (voxels.min() < 0 or voxels.max() >= 2**31):
         raise InputError(
             f"The segmentation {path} has label numbers from {voxels.min():g} to {voxels.max():g}.",
@@ -309,35 +478,15 @@ def _write_color_table(structures: Sequence[Structure], path: Path) -> None:
         raise not_written(path) from error
 
 
-def _color_tables(path: Path) -> list[Path]:
-    """The color tables beside a label map, of which the first one counts."""
-    candidates = [path.with_name(stem(path) + end) for end in (".ctbl", "_ColorTable.ctbl")]
-    return [candidate for candidate in candidates if candidate.is_file()]
-
-
-def _read_color_table(labels_path: Path, labels: npt.NDArray[np.int64]) -> list[Structure]:
+def _structures_beside(labels_path: Path, labels: npt.NDArray[np.int64]) -> list[Structure]:
     """Read the structures that voxels have, or that this program listed, from the table beside a label map."""
-    tables = _color_tables(labels_path)
-    if not tables:
+    if labels_path.is_dir():
         return []
-    path = tables[0]
-    listed: dict[int, Structure] = {}
-    detailed: dict[int, Structure] = {}
-    try:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            if line.startswith(STRUCTURE_COMMENT):
-                structure = Structure.from_dict(json.loads(line.removeprefix(STRUCTURE_COMMENT)))
-                detailed[structure.value] = structure
-            elif line.strip() and not line.startswith("#"):
-                number, name, red, green, blue = line.split()[:5]
-                color = (float(red) / 255, float(green) / 255, float(blue) / 255)
-                listed[int(number)] = Structure(name.strip("'").replace("_", " "), int(number), color)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(
-            f"The color table {path} is not in 3D Slicer's format: number, name, red, green, blue, opacity.",
-            "Correct the table, or remove it and give the names (with --labels).",
-            "bad_color_table",
-        ) from error
+    found = first_structure_table(labels_path)
+    if found is None:
+        return []
+    listed = {structure.value: structure for structure in found[1]}
+    detailed = {structure.value: structure for structure in found[2]}
     present = {int(value) for value in np.unique(labels)}
     structures = []
     for value, structure in sorted(listed.items()):

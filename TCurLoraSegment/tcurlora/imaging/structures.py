@@ -5,15 +5,16 @@ Matching goes by name, never by number: the number of a label is an accident of 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tcurlora.errors import InputError
+from tcurlora_contract.names import BACKGROUND as BACKGROUND
+from tcurlora_contract.names import normalized as normalized
 
-BACKGROUND = "background"
+IGNORE = "ignore"
+"""nnU-Net's name for voxels that nobody labeled: they are no structure, and no background either."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,23 @@ class Structure:
         )
 
 
-def normalized(name: str) -> str:
-    """Lower case, words separated by one space: `Anterior_Hippocampus` and `anterior hippocampus` are the same."""
-    # NFKC, because one program writes an accented letter as one character and another as two.
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", name).replace("_", " ").casefold()))
-
-
 def is_background(name: str) -> bool:
     """Whether a label of that name says that there is nothing, as the segment that Slicer's Grow from seeds needs."""
     return normalized(name) == BACKGROUND
 
 
+def is_ignored(name: str) -> bool:
+    """Return whether a label of that name marks voxels that nobody labeled."""
+    return normalized(name) == IGNORE
+
+
+def same_name(a: Structure, b: Structure) -> bool:
+    """Return whether two structures have one name, however it is written."""
+    return normalized(a.name) == normalized(b.name)
+
+
 def parse_labels(text: str) -> list[Structure]:
-    """Read `1=hippocampus,2=amygdala` into structures; those called background are among them.
+    """Read `1=hippocampus,2=amygdala` into structures; those called background or ignore are among them.
 
     Raises:
         InputError: when an entry is not `number=name`, or a number or name occurs twice.
@@ -77,12 +82,12 @@ def parse_labels(text: str) -> list[Structure]:
 
 
 def require_distinct(structures: Sequence[Structure], where: str) -> None:
-    """Refuse structures that share a name or a value; several values may be background.
+    """Refuse structures that share a name or a value; several values may be background, or be ignored.
 
     Raises:
         InputError: naming the first one that occurs twice.
     """
-    named = [structure for structure in structures if not is_background(structure.name)]
+    named = [s for s in structures if not is_background(s.name) and not is_ignored(s.name)]
     checks: tuple[tuple[Callable[[Structure], Any], str, Sequence[Structure]], ...] = (
         (lambda s: normalized(s.name), "name", named),
         (lambda s: s.value, "label number", structures),

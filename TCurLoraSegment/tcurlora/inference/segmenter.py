@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tcurlora.errors import InputError, is_out_of_memory
-from tcurlora.imaging.intensities import require_finite, require_finite_array
+from tcurlora.imaging.intensities import require_finite_image
 from tcurlora.imaging.label_layers import in_layers
-from tcurlora.imaging.preprocessing import Preprocessing
+from tcurlora.imaging.preprocessing import Preprocessing, require_finite
 from tcurlora.imaging.structures import Structure
 from tcurlora.inference.score_volume import CPU, IN_MEMORY_BYTES, ScoreVolume, score_bytes
 from tcurlora.inference.sliding_windows import add_windows, mirrored_mean, padded_to_window
@@ -177,7 +177,7 @@ class Segmenter:
         """
         self._require_usable(image)
         prepared = self.preprocessing.prepare(image)
-        require_finite_array(prepared.array, "The scan", "after the model's normalization")
+        require_finite(prepared.array, "The scan")
         with self.scores(prepared.array, on_window) as scores:
             values = [s.value for s in self.structures]
             if self.activation == "softmax":
@@ -204,7 +204,7 @@ class Segmenter:
                 "channels",
             )
         # The network would call each of these voxels, and all that it sees together with them, background.
-        require_finite(image, "The scan")
+        require_finite_image(image, "The scan")
 
 
 def _with_values(indices: sitk.Image, values: Sequence[int]) -> sitk.Image:

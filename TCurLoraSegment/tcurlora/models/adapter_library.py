@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
@@ -18,6 +17,8 @@ from tcurlora.runtime.archives import Archive, is_file_name, open_archive
 from tcurlora.runtime.atomic_files import put_in_place, whole_file
 from tcurlora.runtime.folder_lock import exclusive
 from tcurlora.runtime.json_files import read_object, write_json
+from tcurlora_contract.folders import adapters_folder as library_folder
+from tcurlora_contract.folders import data_folder as data_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -30,25 +31,6 @@ STALE_S = 3600.0
 WAIT_S = 30.0
 """How long a change of the library waits for another one."""
 BUSY = "Another program is changing the library; try again when it has finished."
-
-
-def data_folder() -> Path:
-    """The folder for this program's data: `TCURLORA_HOME` where set, else where the platform keeps such things."""
-    home = os.environ.get("TCURLORA_HOME")
-    if home:
-        return Path(home)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "TCurLoraSegment"
-
-
-def library_folder() -> Path:
-    """The folder that holds one folder for each adapter; it may not exist yet."""
-    return data_folder() / "adapters"
 
 
 def is_adapter(folder: Path) -> bool:

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tcurlora.errors import InputError
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
@@ -224,7 +222,7 @@ class _Expression:
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None):
             return node.value
         if isinstance(node, ast.List | ast.Tuple):
-            return [self.value(item) for item in node.elts]
+            return _not_too_long([self.value(item) for item in node.elts])
         if isinstance(node, ast.Name) and re.fullmatch(r"reference_\d+", node.id):
             return self._known(self._reference(int(node.id.removeprefix("reference_"))))
         if isinstance(node, ast.IfExp):
@@ -270,13 +268,10 @@ class _Expression:
         repeated = isinstance(sign, ast.Mult) and kinds == {list, float} and any(isinstance(v, int) for v in (a, b))
         if not (number or together or repeated):
             raise _CannotTell("joins what does not belong together")
-        if repeated:
-            many, times = (a, b) if isinstance(a, list) else (b, a)
-            if len(many) * times > LONGEST_LIST:
-                raise _CannotTell("makes a list that is too long")
-        if together and len(a) + len(b) > LONGEST_LIST:
+        many, times = (a, b) if isinstance(a, list) else (b, a)
+        if repeated and _length(many) * times > LONGEST_LIST:
             raise _CannotTell("makes a list that is too long")
-        return _OPERATORS[type(sign)](a, b)
+        return _not_too_long(_OPERATORS[type(sign)](a, b))
 
     def _item(self, value: Any, key: Any) -> Any:
         if isinstance(value, StoredEntry) and value.entry is None and isinstance(key, str):
@@ -302,6 +297,20 @@ class _Expression:
             if isinstance(file, str):
                 return StoredEntry(file)
         raise _CannotTell(f"calls '{ast.unparse(node.func)[:60]}'")
+
+
+def _length(value: Any) -> int:
+    """Count what is in a value, and in what is in it."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(_length(part) for part in parts)
+
+
+def _not_too_long(value: Any) -> Any:
+    if _length(value) > LONGEST_LIST:
+        raise _CannotTell("makes a list that is too long")
+    return value
 
 
 def _dotted(node: ast.AST) -> str:
@@ -348,8 +357,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError("no config is that large")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _texts_as_keys(yaml.load(text, _PlainYaml))
-    except (OSError, ValueError, RecursionError, TypeError, LookupError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+    except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
         raise InputError(
             f"'{path.parent.parent.name}' is not a base model: its configs/{path.name} cannot be read.",
             "Choose a MONAI bundle folder with configs/metadata.json and configs/inference.json (or .yaml).",
@@ -364,11 +373,24 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-class _PlainYaml(yaml.SafeLoader):
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
-        return super().compose_node(parent, index)
+def _from_yaml(text: str) -> Any:
+    """Read YAML as data.
+
+    Raises:
+        ValueError: when it is not YAML, or has aliases.
+    """
+    import yaml  # listing models must work in a Python that has nothing, and most bundles have no YAML
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not read")
+            return super().compose_node(parent, index)
+
+    try:
+        return _texts_as_keys(yaml.load(text, Plain))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _texts_as_keys(value: Any) -> Any:

@@ -79,7 +79,7 @@ REFUSED: dict[str, str] = {
 """Networks that people meet and that are not taken, and why."""
 
 _NEVER_RUN = re.compile(
-    r"\.(norm_)?cross_attn\.|(^|\.)(deep_supervision_heads|super_head)\.|^up_layers\.\d+\.head\.|^vae_|^out_[1-9]\."
+    r"\.(norm_)?cross_attn\.|(^|\.)(deep_supervision_heads|super_head)\.|^up_layers\.\d+\.head\.|^vae_|^out_blocks\."
 )
 _TOPOLOGY = "TopologyInstance"
 

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tcurlora.errors import InputError
-
-LOCK = ".lock"
+from tcurlora_contract.job_files import LOCK
 
 
 @contextmanager
@@ -29,6 +26,8 @@ def exclusive(folder: Path, remedy: str, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         InputError: `busy` when another run is at work in the folder.
     """
+    from filelock import FileLock, Timeout  # `doctor` and the lists work where it is missing
+
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = None
     try:

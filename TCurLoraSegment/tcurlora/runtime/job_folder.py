@@ -10,25 +10,23 @@ from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
 from tcurlora.runtime.events import FileEvents
-from tcurlora.runtime.folder_lock import LOCK, exclusive
+from tcurlora.runtime.folder_lock import exclusive
 from tcurlora.runtime.hashing import sha256_of_json
 from tcurlora.runtime.json_files import read_object, write_json
+from tcurlora_contract.job_files import CACHE, CHECKPOINT, DONE, EVENTS, LOCK, REQUEST, RESULT, STARTERS_FILES
 
 SCHEMA = 1
-REQUEST = "job.json"
-STARTERS_FILES = frozenset({"inputs", "worker.log", "worker.pid", "scene.json"})
-"""What the program that starts a job may put into its folder; a job leaves it alone."""
-_CACHE = ("cache/*.npy",)
+_CACHE = (f"{CACHE}/*.npy",)
 _OWN = (
     *_CACHE,
-    "done/*.json",
-    "events.jsonl",
-    "result.json",
-    "checkpoint.safetensors",
+    f"{DONE}/*.json",
+    EVENTS,
+    RESULT,
+    CHECKPOINT,
     # What is left of a file when the process is killed that writes it.
-    "done/.*.json.*.tmp",
-    ".result.json.*.tmp",
-    ".checkpoint.safetensors.*.tmp",
+    f"{DONE}/.*.json.*.tmp",
+    f".{RESULT}.*.tmp",
+    f".{CHECKPOINT}.*.tmp",
     f".{REQUEST}.*.tmp",
 )
 """What a job writes into its folder besides its request; whatever else lies there is somebody's."""
@@ -45,9 +43,9 @@ class JobFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoint = path / "checkpoint.safetensors"
-        self.cache = path / "cache"
-        self.events = FileEvents(path / "events.jsonl")
+        self.checkpoint = path / CHECKPOINT
+        self.cache = path / CACHE
+        self.events = FileEvents(path / EVENTS)
 
     @staticmethod
     def is_one(path: Path) -> bool:
@@ -115,20 +113,20 @@ class JobFolder:
 
     def remember(self, key: str, value: Any) -> None:
         """Keep an intermediate result, so that a resumed job need not compute it again."""
-        (self.path / "done").mkdir(exist_ok=True)
-        write_json(self.path / "done" / f"{key}.json", {"value": value, "sha256": sha256_of_json(value)})
+        (self.path / DONE).mkdir(exist_ok=True)
+        write_json(self.path / DONE / f"{key}.json", {"value": value, "sha256": sha256_of_json(value)})
 
     def remembered(self, key: str) -> Any:
         """Read an intermediate result; None where there is none, or it has been damaged and must be computed again."""
         try:
-            content = read_object(self.path / "done" / f"{key}.json")
+            content = read_object(self.path / DONE / f"{key}.json")
             return content["value"] if content["sha256"] == sha256_of_json(content["value"]) else None
         except (OSError, ValueError, KeyError, RecursionError):  # the last from a value that is nested too deeply
             return None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, last of all; what was needed only for resuming is removed."""
-        write_json(self.path / "result.json", dict(result))
+        write_json(self.path / RESULT, dict(result))
         self.checkpoint.unlink(missing_ok=True)
         with suppress(OSError):
             _remove(self.path, _CACHE)

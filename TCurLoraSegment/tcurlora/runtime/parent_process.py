@@ -10,8 +10,9 @@ import time
 from contextlib import suppress
 
 from tcurlora.errors import Cancelled
+from tcurlora_contract.warm_worker import CANCEL_LINE
 
-CANCEL = b"cancel"
+CANCEL = CANCEL_LINE.encode()
 PATIENCE_S = (5.0, 10.0, 15.0)
 """How long to wait for the end after asking the first, second and third time."""
 

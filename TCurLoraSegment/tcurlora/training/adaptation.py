@@ -17,7 +17,9 @@ from torch import nn
 
 from tcurlora import __version__
 from tcurlora.cases.cached_case import CachedCase, cache_case
-from tcurlora.cases.dataset import Case, Finding, files_of_cases, require_no_errors
+from tcurlora.cases.case import Case, Finding
+from tcurlora.cases.checks import require_no_errors
+from tcurlora.cases.dataset import files_of_cases
 from tcurlora.errors import InputError, MemoryExhausted
 from tcurlora.evaluation.gain import compare_scores
 from tcurlora.evaluation.reports import build_report, comparison_table, model_card
@@ -34,13 +36,12 @@ from tcurlora.runtime.json_files import read_object
 from tcurlora.runtime.memory import free_memory, peak_bytes
 from tcurlora.runtime.plain_text import times
 from tcurlora.training.advice import advice_on_structures
-from tcurlora.training.presets import DEFAULT_PRESET, training_settings
+from tcurlora.training.presets import training_settings
 from tcurlora.training.target_site import Site, check_site, fold_cases, open_site, score_cases
 from tcurlora.training.trainer import TrainingResult, TrainingSettings, train
+from tcurlora_contract.methods import DEFAULT_METHOD, STEPS_SHARE
 
 TRIAL_STEPS = 3
-STEPS_SHARE = 0.75
-"""Part of a run's time that its steps take."""
 MEMORY_SHARE = 0.7
 """Part of the free memory that a step may take: what is measured leaves out what libraries take for themselves."""
 SMALLEST_PATCH = 32
@@ -72,7 +73,7 @@ class AdaptRequest:
     base: str
     data: str
     out: str
-    method: str = DEFAULT_PRESET
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     folds: int | None = None
     steps: int | None = None

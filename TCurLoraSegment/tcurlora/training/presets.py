@@ -11,6 +11,7 @@ from tcurlora.errors import InputError
 from tcurlora.method.config import TensorCurConfig
 from tcurlora.method.stacks import find_stacks
 from tcurlora.training.trainer import TrainingSettings
+from tcurlora_contract.methods import METHODS
 
 DECODERS: dict[str, tuple[str, ...]] = {
     "UNETR": (r"^decoder\d",),
@@ -26,8 +27,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "PlainConvUNet": (r"^decoder\.",),
     "ResidualEncoderUNet": (r"^decoder\.",),
 }
-PRESETS = ("compact", "paper", "decoder", "full")
-DEFAULT_PRESET = "compact"
+PRESETS = tuple(METHODS)
 KERNELS = ("convolution", "transposed")
 COMPACT_RANK = 4
 COMPACT_CORE_DECAY = 1.0

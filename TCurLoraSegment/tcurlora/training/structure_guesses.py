@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tcurlora.cases.dataset import read_case_labels
+from tcurlora.cases.channels import read_case_image
+from tcurlora.cases.labels import read_case_labels
 from tcurlora.errors import TCurLoraError
 from tcurlora.imaging.grids import label_array
-from tcurlora.imaging.images import read_image
 from tcurlora.inference.segmenter import Segmenter
 from tcurlora.runtime.events import EventSink
 from tcurlora.training.target_site import Site
@@ -66,7 +66,7 @@ def guess_structures(site: Site, device: torch.device, events: EventSink) -> lis
     started, chosen = time.monotonic(), site.dataset.cases[:MOST_CASES]
     for number, case in enumerate(chosen, start=1):
         try:
-            image = read_image(case.image)
+            image = read_case_image(case)
             labels = label_array(read_case_labels(case, site.structures))
             predicted = label_array(segmenter.segment(image)[0])
         except TCurLoraError:

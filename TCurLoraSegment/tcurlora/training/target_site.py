@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcurlora.cases.dataset import Case, Dataset, Finding, check_cases, find_cases, read_case_labels, read_structures
+from tcurlora.cases.case import Case, Dataset, Finding
+from tcurlora.cases.channels import read_case_image, with_channels_of
+from tcurlora.cases.checks import check_cases
+from tcurlora.cases.dataset import find_cases
+from tcurlora.cases.labels import read_case_labels, read_structures
 from tcurlora.evaluation.scores import Score, score_case
-from tcurlora.imaging.images import read_image
 from tcurlora.imaging.label_layers import layers_of
 from tcurlora.imaging.structure_matching import match_structures, parse_mapping
 from tcurlora.imaging.structures import BACKGROUND, Structure, normalized, parse_labels
@@ -169,7 +172,7 @@ def open_site(
     """
     model = load_base_model(base)
     declared = parse_labels(labels)
-    dataset = find_cases(Path(data), declared)
+    dataset = with_channels_of(find_cases(Path(data), declared), model.input_channels)
     structures = tuple(read_structures(dataset, declared, strict))
     matched = match_structures([s.name for s in structures], model.structures, parse_mapping(mapping))
     return Site(model, dataset, structures, matched, labels_complete)
@@ -177,7 +180,7 @@ def open_site(
 
 def check_site(site: Site) -> list[Finding]:
     """Name every problem of every case at once, and say how the structures are matched."""
-    findings = check_cases(site.dataset, site.structures, site.base.in_channels)
+    findings = check_cases(site.dataset, site.structures, site.base.in_channels, overlapping=site.overlapping)
     for name, sources in site.matched.items():
         if not sources:
             text = f"The base model does not know '{name}'; it is learned from your cases alone."
@@ -221,7 +224,7 @@ def score_cases(segmenter: Segmenter, cases: Sequence[Case], structures: Sequenc
     values = {structure.name: structure.value for structure in structures}
     scores = []
     for case in cases:
-        image = read_image(case.image)
+        image = read_case_image(case)
         predicted, _ = segmenter.segment(image)
         truth = layers_of(read_case_labels(case, structures, image))
         ignored = np.logical_or.reduce([np.isin(layer, case.ignore).T for layer in truth]) if case.ignore else None

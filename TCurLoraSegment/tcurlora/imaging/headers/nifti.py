@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from tcurlora.errors import InputError
 from tcurlora.imaging.affines import ROUNDING, Matrix, affine_of, farthest, straightened
 from tcurlora.imaging.headers.streams import header_file, holds, is_packed, start
-from tcurlora.imaging.image_warnings import ImageWarning, OnWarning
+from tcurlora.imaging.image_warnings import ImageWarning, OnWarning, unheard
 
 _NIFTI_BYTES = {
     **{2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4},
@@ -254,6 +254,9 @@ def settle(path: Path, image: sitk.Image, on_warning: OnWarning) -> None:
     """Tell which of two forms was taken, and what was taken for a sign that is not given."""
     other = other_form(path, image)
     header = read_header(path)
+    if on_warning is not unheard and (count := not_finite(path)):
+        message = f"{path} has {count} voxels whose intensity is no number (NaN or infinite): they are read as 0."
+        on_warning(ImageWarning("not_numbers", message, "If 0 is not their background, replace them first."))
     if other is not None:
         taken, name, affine = other
         apart = farthest(affine_of(image), affine, header.volume)
@@ -268,6 +271,25 @@ def settle(path: Path, image: sitk.Image, on_warning: OnWarning) -> None:
             f"not 1 or -1): it is read as {'mirrored' if header.pixdim[0] < 0 else 'not mirrored'}."
         )
         on_warning(ImageWarning("qfac", message, "Compare left and right, or top and bottom, in 3D Slicer."))
+
+
+def not_finite(path: Path) -> int:
+    """Count the voxels of a file of floating point numbers that are none, all of which ITK reads as 0."""
+    header = read_header(path)
+    dtype = {16: "f4", 64: "f8"}.get(header.kind)
+    if dtype is None or header.magic != b"n+1\0":
+        return 0
+    with path.open("rb") as stream:
+        order = "<" if struct.unpack("<i", start(path, 4))[0] == 348 else ">"
+        each, count = np.dtype(order + dtype), 0
+        with gzip.open(stream) if is_packed(path) else stream as voxels:
+            voxels.read(int(header.offset))
+            left = math.prod(header.sizes[1 : 1 + header.sizes[0]]) * each.itemsize
+            while block := voxels.read(min(left, 1 << 20)):
+                left -= len(block)
+                part = np.frombuffer(block[: len(block) // each.itemsize * each.itemsize], each)
+                count += int(np.count_nonzero(~np.isfinite(part)))
+    return count
 
 
 def without_forms(path: Path, target: Path) -> None:
