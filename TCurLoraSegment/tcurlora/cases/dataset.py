@@ -12,7 +12,6 @@ import pydicom
 from tcurlora.cases.case import IGNORED, Case, Dataset, Finding
 from tcurlora.cases.declarations import Declaration, read_declaration, read_json
 from tcurlora.cases.layouts import Layout, Pair, pairs_in_case_folders, pairs_in_folders, pairs_in_list
-from tcurlora.cases.subjects import derive_subjects
 from tcurlora.cases.tables import find_table, read_subjects
 from tcurlora.errors import InputError
 from tcurlora.imaging.headers.formats import format_of
@@ -20,6 +19,7 @@ from tcurlora.imaging.images import files_of, stem
 from tcurlora.imaging.segmentations import names_of_structures, segmentation_files
 from tcurlora.imaging.structures import Structure, is_background, is_ignored, same_name
 from tcurlora.runtime.text_tables import quoted
+from tcurlora_contract.subjects import derive_subjects
 
 DECLARATION = "dataset.json"
 _LAYOUT = (

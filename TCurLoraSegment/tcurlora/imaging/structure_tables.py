@@ -57,7 +57,7 @@ def read_structure_table(path: Path) -> tuple[list[Structure], list[Structure]]:
         if path.suffix.lower() in (".csv", ".tsv"):
             return _from_columns(path), []
         return _from_lines(path)
-    except (ValueError, KeyError, TypeError, IndexError, InputError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration, InputError) as error:
         raise InputError(
             f"The color table {path} is not in a format that is known: 3D Slicer's (number, name, red, green, blue, "
             "opacity), ITK-SNAP's, or a table with the columns LabelValue and Name.",

@@ -1,7 +1,4 @@
-"""Whose scans they are, as far as the names of the cases tell.
-
-Only the standard library is used here, because programs without the engine need the same rule.
-"""
+"""Whose scans they are, as far as the names of the cases tell."""
 
 from __future__ import annotations
 
