@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import slicer
 
+from TCurLoraSegmentLib.engine import ENGINE_MAIN
+
 _ENDING = re.compile(r"(\.seg)?\.(nrrd|nhdr|nii(\.gz)?|mha|mhd)\b", re.IGNORECASE)
-_SIDE_OR_VISIT = re.compile(
-    r"(?:^|[\s_.-]+)(?:l|r|lh|rh|left|right|(?:ses|session|visit|timepoint|run)[-_ ]?\d+)(?![A-Za-z0-9])",
-    re.IGNORECASE,
-)
-_BETWEEN = re.compile(r"[\s_.-]+")
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,36 @@ class Subject:
 
 
 def subject_of(volume: slicer.vtkMRMLScalarVolumeNode) -> Subject:
-    """Return whose scan a volume is.
+    """Return whose scan a volume is, as far as it tells by itself; see `subjects_of`."""
+    return subjects_of([volume])[0]
+
+
+def subjects_of(volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], given: Sequence[str] = ()) -> list[Subject]:
+    """Return whose scans volumes are.
 
     Args:
-        volume: a volume of the scene.
+        volumes: the volumes.
+        given: what the user calls the person of each; empty where nothing was said.
 
     Returns:
-        The patient of its branch in the subject hierarchy, or else the study; where it has neither, the name without
-        what tells the scans of one person apart.
+        The person that the user named; else the patient of the volume's branch in the subject hierarchy, or the study;
+        where it has neither, what is left of the name without side, visit and session, by the rule of the engine.
     """
+    names = [_ENDING.sub("", volume.GetName() or "") for volume in volumes]
+    by_name = _derive_subjects()(names)
+    automatic = [
+        _in_hierarchy(volume) or Subject(f"name {by_name[name].casefold() or volume.GetID()}", by_name[name] or name)
+        for volume, name in zip(volumes, names, strict=True)
+    ]
+    keys = {subject.label.casefold(): subject.key for subject in automatic}
+    labels = [text.strip() for text in given] or [""] * len(automatic)
+    return [
+        Subject(keys.get(label.casefold(), f"given {label.casefold()}"), label) if label else subject
+        for subject, label in zip(automatic, labels, strict=True)
+    ]
+
+
+def _in_hierarchy(volume: slicer.vtkMRMLScalarVolumeNode) -> Subject | None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     constants = slicer.vtkMRMLSubjectHierarchyConstants
     item = hierarchy.GetItemByDataNode(volume)
@@ -48,38 +68,16 @@ def subject_of(volume: slicer.vtkMRMLScalarVolumeNode) -> Subject:
             # One patient may have several branches, one for each time that data were loaded.
             key = f"{level} {hierarchy.GetItemUID(branch, 'DICOM') or f'item {branch}'}"
             return Subject(key, hierarchy.GetItemName(branch))
-    name = volume.GetName() or ""
-    person = person_in_name(name)
-    return (
-        Subject(f"name {_BETWEEN.sub('_', person.casefold())}", person)
-        if person
-        else Subject(str(volume.GetID()), name)
-    )
+    return None
 
 
-def person_in_name(name: str) -> str:
-    """Return a name without side and visit, by which scans of one person differ.
-
-    Only what is plainly a side (`_L`, `right`) or a numbered visit (`ses-1`, `visit2`) is left out. A plain number
-    tells people apart as often as scans, so it stays.
-
-    Returns:
-        What is left; empty where nothing tells a person.
-    """
-    return _SIDE_OR_VISIT.sub("", _ENDING.sub("", name)).strip(" _.-")
-
-
-def subjects_of(volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], given: Sequence[str]) -> list[Subject]:
-    """Return whose scans volumes are.
-
-    Args:
-        volumes: the volumes.
-        given: what the user calls the person of each; empty where nothing was said.
-    """
-    automatic = [subject_of(volume) for volume in volumes]
-    keys = {subject.label.casefold(): subject.key for subject in automatic}
-    labels = [text.strip() for text in given]
-    return [
-        Subject(keys.get(label.casefold(), f"given {label.casefold()}"), label) if label else subject
-        for subject, label in zip(automatic, labels, strict=True)
-    ]
+@functools.cache
+def _derive_subjects() -> Callable[[Sequence[str]], Mapping[str, str]]:
+    """Load the engine's rule from its file, which needs nothing but Python; the engine itself is not imported."""
+    path = ENGINE_MAIN.parent / "cases" / "subjects.py"
+    spec = importlib.util.spec_from_file_location("TCurLoraSegmentLib.rule_of_subjects", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rule: Callable[[Sequence[str]], Mapping[str, str]] = module.derive_subjects
+    return rule

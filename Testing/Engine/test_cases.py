@@ -83,16 +83,22 @@ def test_subjects_come_from_the_table(tmp_path: Path, separator: str) -> None:
         ("file", "age", "subject"),
         ("p1_left.nii.gz", "40", "Müller"),
         ("p1_right", "40", "Müller"),
+        ("p2.nii.gz", "50", "Ben"),
         ("x", "1", "y"),
     ]
     text = "\ufeff" + "\r\n".join(separator.join(row) for row in rows)
     (root / "cases.csv").write_text(text, encoding="utf-8")
-    assert [case.subject for case in find_cases(root).cases] == ["Müller", "Müller", "p2"]
+    dataset = find_cases(root)
+    assert [case.subject for case in dataset.cases] == ["Müller", "Müller", "Ben"]
+    assert {f.code: f.severity for f in dataset.findings} == {
+        "table_rows_unused": "warning",
+        "table_columns_unused": "note",
+    }
 
 
 def test_table_without_files_is_refused(tmp_path: Path) -> None:
     root = folder_with(tmp_path, ("a",))
-    (root / "cases.csv").write_text("name,subject\na,b\n")
+    (root / "cases.csv").write_text("colour,subject\na,b\n")
     with pytest.raises(InputError, match=r"cases\.csv has no column 'file'"):
         find_cases(root)
 
@@ -195,12 +201,10 @@ def test_cases_of_any_names_have_files_of_their_own_in_the_cache(tmp_path: Path,
         case = Case(name, root / f"images/{number}.nii.gz", root / f"labels/{number}.nii.gz", name)
         cached = cache_case(case, [HIPPOCAMPUS], MonaiPreprocessing(None, ()), tmp_path / "cache")
         assert cached.name == name
-        files += [cached.image, cached.label]
+        files += [cached.image, cached.label, cached.foreground, cached.background]
     assert {file.parent for file in files} == {tmp_path / "cache"}
-    assert len({file.name.casefold() for file in files}) == 4
-    there = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert {file.name for file in files} <= there
-    assert len({name.partition(".")[0] for name in there}) == 2
+    assert len({file.name.casefold() for file in files}) == 8
+    assert sorted(file.name for file in files) == sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 
 def test_header_and_voxels_are_one_case(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_datalist_tells_all_its_problems(tmp_path: Path) -> None:
     root = folder_with(tmp_path, ("a",))
     entries = [
         {"image": "images/a.nii.gz", "label": "labels/none.nii.gz"},
-        {"image": ["images/a.nii.gz"], "label": "labels/a.nii.gz"},
+        {"image": ["images/a.nii.gz", 3], "label": "labels/a.nii.gz"},
         "images/a.nii.gz",
     ]
     (root / "list.json").write_text(json.dumps({"training": entries}))
@@ -427,7 +431,7 @@ def test_every_problem_of_every_case_is_found_at_once(tmp_path: Path) -> None:
         ("b", "unreadable"): "error",
         ("c", "geometry_mismatch"): "error",
         ("d", "geometry_mismatch"): "error",
-        ("e", "empty_label"): "error",
+        ("e", "empty_label"): "warning",
         ("f", "unknown_label"): "error",
         ("g", "non_finite"): "error",
         ("h", "constant_image"): "error",

@@ -37,7 +37,7 @@ POSTERIOR = "posterior hippocampus"
 
 
 def case_of(folder: Path) -> Case:
-    return Case("scan1", folder / "images" / "scan1.nii.gz", folder / "labels" / "scan1.nii.gz", "a")
+    return next(case for case in find_cases(folder).cases if case.name == "scan1")
 
 
 # Structures that the site does not label
@@ -101,16 +101,9 @@ def partly(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
         ignoring.CopyInformation(labels)
         sitk.WriteImage(ignoring, path)
 
-    def find(path: Path, *_: Any) -> Any:
-        found = find_cases(path)
-        return replace(found, cases=tuple(replace(case, ignore=(7,)) for case in found.cases))
-
-    for module in (cached_case, target_site):
-        monkeypatch.setattr(module, "read_case_labels", lambda case, _: sitk.ReadImage(case.label))
-    monkeypatch.setattr(target_site, "find_cases", find)
-    monkeypatch.setattr(target_site, "read_structures", lambda *_: [Structure("hippocampus", 1)])
-    monkeypatch.setattr(target_site, "check_cases", lambda *_: [])
-    return data, replace(case_of(data), ignore=(7,))
+    declared = {"labels": {"background": 0, "hippocampus": 1, "ignore": 7}}
+    (data / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
+    return data, case_of(data)
 
 
 def test_unlabeled_voxels_are_marked_and_no_patch_is_drawn_around_them(

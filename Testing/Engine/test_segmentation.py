@@ -129,7 +129,9 @@ def test_one_bad_scan_does_not_stop_the_others(bundle: Path, scans: Path, tmp_pa
     assert names_in(tmp_path / "out") == [f"Müller {n} 頭.seg.nrrd" for n in range(3)]
     (failed,) = result["failed"]
     assert failed["scan"].endswith("broken.nii.gz") and "broken.nii.gz" in failed["reason"]
-    assert ["broken.nii.gz" in event["message"] for event in events.of("warning")] == [True]
+    told = events.of("warning")
+    assert [event["code"] for event in told][:1] == ["files_passed_over"] and "notes.txt" in told[0]["message"]
+    assert ["broken.nii.gz" in event["message"] for event in told[1:]] == [True]
     assert events.of("progress")[-1]["step"] == events.of("progress")[-1]["total"] == 4
 
 
@@ -141,11 +143,15 @@ def test_only_scan_that_is_bad_is_an_error_and_nothing_is_written(bundle: Path, 
     assert tree(tmp_path) == before
 
 
-def plan(inputs: list[Path], out: Path) -> list[str]:
-    return [str(task.labels) for task in plan_tasks(SegmentRequest("m", tuple(map(str, inputs)), str(out)))]
+@pytest.fixture
+def plan(bundle: Path) -> Callable[[list[Path], Path], list[str]]:
+    def planned(inputs: list[Path], out: Path) -> list[str]:
+        return [str(t.labels) for t in plan_tasks(SegmentRequest(str(bundle), tuple(map(str, inputs)), str(out)))]
+
+    return planned
 
 
-def test_plan_refuses_what_cannot_be(scans: Path, tmp_path: Path) -> None:
+def test_plan_refuses_what_cannot_be(scans: Path, tmp_path: Path, plan: Callable[..., list[str]]) -> None:
     files = sorted(scans.iterdir())[:3]
     other = tmp_path / "other"
     shutil.copytree(scans, other)
@@ -167,7 +173,9 @@ def test_plan_refuses_what_cannot_be(scans: Path, tmp_path: Path) -> None:
     assert plan(files[:1], tmp_path / "v1.2") == [str(tmp_path / "v1.2" / "Müller 0 頭.seg.nrrd")]
 
 
-def test_names_that_differ_in_capital_letters_or_kinds_of_accents_are_one(tmp_path: Path) -> None:
+def test_names_that_differ_in_capital_letters_or_kinds_of_accents_are_one(
+    tmp_path: Path, plan: Callable[..., list[str]]
+) -> None:
     for number, pair in enumerate((("Scan", "scan"), ("M\u00fcller", "Mu\u0308ller"))):
         for side, name in zip("ab", pair, strict=True):
             (tmp_path / f"{number}{side}").mkdir()
@@ -177,7 +185,9 @@ def test_names_that_differ_in_capital_letters_or_kinds_of_accents_are_one(tmp_pa
         assert caught.value.code == "same_name" and pair[0] in caught.value.message and pair[1] in caught.value.message
 
 
-def test_header_and_voxels_are_one_scan(scans: Path, tmp_path: Path, make_scan: Callable[..., Any]) -> None:
+def test_header_and_voxels_are_one_scan(
+    scans: Path, tmp_path: Path, make_scan: Callable[..., Any], plan: Callable[..., list[str]]
+) -> None:
     sitk.WriteImage(make_scan(0)[0], scans / "Müller 9.hdr")
     assert (scans / "Müller 9.img").is_file()
     assert [Path(path).name for path in plan([scans], tmp_path / "out")][3:] == ["Müller 9.seg.nrrd"]
@@ -200,7 +210,11 @@ def write_slices(folder: Path, scan: sitk.Image) -> None:
 
 
 def test_folder_of_dicom_files_is_one_scan(
-    bundle: Path, tmp_path: Path, make_scan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    bundle: Path,
+    tmp_path: Path,
+    make_scan: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    plan: Callable[..., list[str]],
 ) -> None:
     scan = make_scan(0)[0]
     write_slices(tmp_path / "kopf 一", scan)

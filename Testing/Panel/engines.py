@@ -7,6 +7,8 @@ import stat
 import sys
 from pathlib import Path
 
+from TCurLoraSegmentLib.installation import MINIMUM_VERSIONS
+
 _SCRIPT = """#!{python}
 import json, os, sys, time
 command, asked = {command!r}, sys.argv[2]
@@ -74,10 +76,7 @@ DOCTOR = {
     "ok": True,
     "items": [
         {"name": name, "value": value, "ok": True, "remedy": ""}
-        for name, value in (
-            *(("Python", "3.12.1"), ("numpy", "2.4"), ("SimpleITK", "2.5"), ("scipy", "1.16"), ("torch", "2.9.0")),
-            *(("device cpu", "4 threads"), ("monai", "1.6"), ("safetensors", "0.6"), ("einops", "0.8")),
-        )
+        for name, value in {"Python": "3.12.1", "device cpu": "4 threads", **MINIMUM_VERSIONS}.items()
     ],
 }
 

@@ -506,7 +506,7 @@ class RunTest(ClinicianCase):
         self.panel.adapt_section.log_text = lambda: f"torch is here\n{secret}"  # type: ignore[method-assign]
         self.ui.bugReportButton.click()
         text = str(qt.QApplication.clipboard().text())
-        self.assertIn("torch: 2.9.0", text)
+        self.assertIn("torch: 2.8", text)
         self.assertIn("torch is here", text)
         for bad in (REAL_NAMES[0], str(Path.home()) + "/", "Klinik", "scan 1", "eva", "Our scanner"):
             self.assertNotIn(bad, text)
@@ -674,12 +674,13 @@ MANY = MODEL | {
     **{"name": "total", "title": "TotalSegmentator", "kind": "nnU-Net", "origin": "found", "channels": ["CT"]},
     **{"structures": [f"structure {n}" for n in range(116)] + ["liver"], "spacing": [1.5, 1.5, 1.5]},
 }
-BARE = {"name": "bare", "on_disk": False, "origin": "downloaded"}
+BARE = {"name": "bare", "on_disk": False, "origin": "downloaded", "restricted": "it is for non-commercial use only."}
 
 
 class ModelsTest(ClinicianCase):
     bodies: ClassVar[dict[str, str]] = {
         "models_list": f"print({json.dumps(json.dumps([MODEL, MANY, BARE]))})",
+        "models_fetch": "print(json.dumps(dict(path=arguments[1])))",
         "models_add": "print(json.dumps(dict(path=arguments[1])))",
         "models_show": 'print(json.dumps(dict(name=arguments[1], structures=["liver"])))',
     }
@@ -694,6 +695,18 @@ class ModelsTest(ClinicianCase):
         self.panel.parameters.set("base", "bare")
         self.panel.refresh()
         self.assertTrue(self.sees(self.ui.fetchModelButton))
+
+    def test_a_model_that_is_not_for_every_use_is_fetched_after_consent_only(self) -> None:
+        self.panel.parameters.set("base", "bare")
+        self.panel.refresh()
+        with mock.patch.object(self.panel, "query", wraps=self.panel.query) as asked:
+            harness.expect("ok_cancel", False)
+            self.ui.fetchModelButton.click()
+            asked.assert_not_called()
+            harness.expect("ok_cancel", True)
+            self.ui.fetchModelButton.click()
+        self.assertIn("non-commercial", harness.shown[-1].text)
+        self.assertEqual(asked.call_args.args, ("models", "fetch", "bare", "--accept-licence"))
 
     def test_the_list_is_searched_by_structure(self) -> None:
         self.ui.modelFilterEdit.setText("liver")

@@ -38,7 +38,7 @@ from TCurLoraSegmentLib.scene_cases import (
     structures_of,
 )
 from TCurLoraSegmentLib.scene_labels import is_telling, shape_of
-from TCurLoraSegmentLib.scene_subjects import person_in_name, subject_of, subjects_of
+from TCurLoraSegmentLib.scene_subjects import subject_of, subjects_of
 
 MASK = np.zeros(SIZE[::-1], bool)
 MASK[3:6, 4:9, 2:5] = True
@@ -300,7 +300,7 @@ class SubjectTest(SceneTest):
             ("visitor1", "visitor2"),
         ):
             self.assertNotEqual(subject_of(add_volume(one)).key, subject_of(add_volume(other)).key, one)
-        self.assertEqual(person_in_name("IXI012-HH-1211_L"), "IXI012-HH-1211")
+        self.assertEqual(subject_of(add_volume("IXI077-HH-1211_L")).label, "IXI077-HH-1211")
 
     def test_what_the_user_calls_a_person_counts_and_joins_an_equal_one(self):
         volumes = [add_volume(name) for name in ("a", "b", "c")]

@@ -21,8 +21,8 @@ sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "TCurLoraSegment")]
 
 import harness  # noqa: E402
 
-NAMES = ("IXI012-HH-1211", "IXI015-HH-1258", "IXI056-HH-1327", "IXI079-HH-1388")
-"""Of the kind that real scans have, each with both sides of a person; but the scans are simulated."""
+NAMES = ("MRT0012-3T-1211", "MRT0015-3T-1258", "MRT0056-3T-1327", "MRT0079-3T-1388")
+"""Of the kind that real scans have, each with both sides of a person; the scans are simulated."""
 FOLDS = 2
 SEED = 20
 WIDTH, HEIGHT, RUNNING_HEIGHT = 480, 900, 1000
@@ -42,7 +42,7 @@ def load_patients(folder: Path) -> Any:
     """
     import slicer
 
-    names = [f"{name}_{side}" for name in NAMES for side in "LR"] + ["IXI092-HH-1436_L"]
+    names = [f"{name}_{side}" for name in NAMES for side in "LR"] + ["MRT0092-3T-1436_L"]
     command = [sys.executable, "-c", MAKE_PATIENTS, str(folder), str(len(names)), str(SEED)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "TCurLoraSegment")})
     volume = None
@@ -66,19 +66,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures")
     parser.add_argument("--minutes", type=int, default=8, help="time budget of the adaptation in the pictures")
+    parser.add_argument("--all", action="store_true", help="also pictures that the documents do not show")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TCURLORA_HOME"] = str(Path(scratch) / "home")
         harness.start_panel()
-        take_pictures(Path(scratch), options.out, options.minutes)
+        take_pictures(Path(scratch), options.out, options.minutes, options.all)
 
 
-def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
+def take_pictures(scratch: Path, out: Path, minutes: int, everything: bool) -> None:
     """Run through the panel's tabs from left to right."""
     import slicer
     from harness.views import open_views
 
+    others = out if everything else scratch  # for looking at, not for the documents
     volume = load_patients(scratch / "patients")
     widget = harness.open_module("TCurLoraSegment")
     panel, ui = widget.panel, widget.ui
@@ -95,7 +97,7 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
     for key, value in (("name", "Our 3 T scanner"), ("minutes", minutes), ("folds", FOLDS)):
         parameters.set(key, value)
     panel.refresh()
-    _grab(widget, out / "cases.png")
+    _grab(widget, others / "cases.png")
     ui.adaptButton.click()
     harness.wait_until(
         lambda: not panel.adapt_section.running or ("all" in ui.stageLabel.text and ui.adaptProgress.value > 10),
@@ -114,12 +116,12 @@ def take_pictures(scratch: Path, out: Path, minutes: int) -> None:
     ui.segmentButton.click()
     harness.wait_until(lambda: not panel.segment_section.running, timeout_s=RUN_S)
     print(ui.segmentStatus.text)
-    _grab(widget, out / "segment.png")
+    _grab(widget, others / "segment.png")
     panel.show_tab("modelsTab")
     harness.wait_until(lambda: ui.adaptersTable.rowCount == 1, timeout_s=60)
     ui.adaptersTable.selectRow(0)
     ui.cardButton.click()
-    _grab(widget, out / "models.png")
+    _grab(widget, others / "models.png")
 
     result = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")[-1]
     ui.show3DButton.click()

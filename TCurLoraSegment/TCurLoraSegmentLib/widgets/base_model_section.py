@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from TCurLoraSegmentLib.errors import UserError
@@ -108,17 +109,25 @@ class BaseModelSection:
 
     def _on_fetch(self) -> None:
         entry = self.current()
-        if entry is not None:
-            self.say(_("Downloading..."))
-            self._ui.fetchModelButton.setEnabled(False)
-            name = str(entry["name"])
-            self._panel.query(
-                *("models", "fetch", name),
-                on_answer=self._changed,
-                on_error=self.failed,
-                on_event=self._on_fetched,
-                timeout_s=None,
+        if entry is None:
+            return
+        name, options = str(entry["name"]), []
+        if entry.get("restricted"):
+            question = _("'{name}' may not be used for every purpose: {terms} Is your use allowed?").format(
+                name=entry.get("title") or name, terms=entry["restricted"]
             )
+            if not slicer.util.confirmOkCancelDisplay(question):
+                return
+            options = ["--accept-licence"]
+        self.say(_("Downloading..."))
+        self._ui.fetchModelButton.setEnabled(False)
+        self._panel.query(
+            *("models", "fetch", name, *options),
+            on_answer=self._changed,
+            on_error=self.failed,
+            on_event=self._on_fetched,
+            timeout_s=None,
+        )
 
     def _on_fetched(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "progress":

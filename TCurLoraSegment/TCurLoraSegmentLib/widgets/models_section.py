@@ -131,8 +131,8 @@ def _details(description: Mapping[str, Any]) -> str:
         ),
         _("Structures: {names}").format(names=", ".join(description.get("structures") or ())),
     ]
-    if description.get("channels"):
-        lines.append(_("Input channels: {names}").format(names=", ".join(map(str, description["channels"]))))
+    if description.get("input_channels"):
+        lines.append(_("Input channels: {names}").format(names=", ".join(map(str, description["input_channels"]))))
     if description.get("network"):
         count = description.get("parameters", description.get("numbers"))
         lines.append(

@@ -73,7 +73,18 @@ def read_subjects(path: Path, spellings: Mapping[str, Sequence[str]]) -> TableRe
         InputError: when the table cannot be read, has not the two columns, or names no case.
     """
     table = read_table(path)
-    file, subject = _column(table, FILE_COLUMNS, "file"), _column(table, SUBJECT_COLUMNS, "subject")
+    file = _column(table, FILE_COLUMNS, "file")
+    subject = _column(table, SUBJECT_COLUMNS, "subject")
+    if file is None:
+        there = f"; it has {quoted(table.header, 8)}" if any(table.header) else ""
+        raise bad_table(
+            path, f"has no column 'file'{there}", "Give it the columns 'file' and 'subject' in its first row."
+        )
+    if subject is None:
+        message = f"{path.name} has no column 'subject', so the names of the cases say whose they are; it has "
+        remedy = "Add the column 'subject' if there are several scans of one person."
+        finding = Finding("", "table_without_subjects", f"{message}{quoted(table.header, 8)}.", remedy, "warning")
+        return TableReading({}, (finding,))
     cases = _Spellings(spellings)
     given: dict[str, dict[str, int]] = defaultdict(dict)
     problems: list[str] = []
@@ -119,18 +130,13 @@ def read_subjects(path: Path, spellings: Mapping[str, Sequence[str]]) -> TableRe
     return TableReading(subjects_of, tuple(findings), tuple(problems))
 
 
-def _column(table: Table, known: Collection[str], wanted: str) -> int:
+def _column(table: Table, known: Collection[str], wanted: str) -> int | None:
     keys = [re.sub(r"[\W_]+", "", name.casefold()) for name in table.header]
     found = [index for index, key in enumerate(keys) if key == wanted] or [
         index for index, key in enumerate(keys) if key in known
     ]
     if not found:
-        there = f"; it has {quoted(table.header, 8)}" if any(table.header) else ""
-        raise bad_table(
-            table.path,
-            f"has no column '{wanted}'{there}",
-            "Give it the columns 'file' and 'subject', in its first row.",
-        )
+        return None
     if len(found) > 1 and len({tuple(table.cell(row, index) for row in table.rows) for index in found}) > 1:
         raise bad_table(
             table.path,

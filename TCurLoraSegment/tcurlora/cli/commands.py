@@ -180,7 +180,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     segment = command("segment", _segment, "segment scans with an adapter or a base model")
     segment.add_argument("--model", required=True, help="adapter or base model: a folder or a name")
-    segment.add_argument("--input", required=True, nargs="+", metavar="SCAN", help="scans, DICOM series, or folders")
+    segment.add_argument(
+        "--input",
+        default=[],
+        nargs="+",
+        metavar="SCAN",
+        help="scans, DICOM series, or folders of them; for a model of several channels also folders with files "
+        "CASE_0000.nii.gz, CASE_0001.nii.gz, ... or a folder a scan with a file for each channel, named as it is",
+    )
+    segment.add_argument(
+        "--channels",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar="FILE",
+        help="the files of one scan, one for each channel in the model's order (see 'models show'); may be repeated",
+    )
     segment.add_argument("--out", required=True, help="file for one scan (.seg.nrrd, .nii.gz, ...), or a folder")
     segment.add_argument("--base", default="", help="base model of the adapter, where it is not installed")
     segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -445,6 +460,8 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
     from tcurlora.inference.scans import SegmentRequest, run_segment
     from tcurlora.runtime.job_folder import remove_job
 
+    if not options.input and not options.channels:
+        raise InputError("Nothing is given to be segmented.", "Give scans (--input).", "usage")
     request = SegmentRequest(
         options.model,
         tuple(options.input),
@@ -454,6 +471,7 @@ def _segment(options: argparse.Namespace, events: EventSink) -> int:
         options.uncertainty,
         mirror=options.mirror,
         fold=options.fold,
+        channels=tuple(tuple(files) for files in options.channels),
     )
     job = Path(options.job) if options.job else None
     if job is None and UNDER_TORCHRUN in os.environ:

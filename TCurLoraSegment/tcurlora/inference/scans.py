@@ -5,18 +5,18 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tcurlora.errors import InputError, TCurLoraError
+from tcurlora.imaging.channels import read_channels
 from tcurlora.imaging.image_warnings import ImageWarning
 from tcurlora.imaging.images import (
     IMAGE_SUFFIXES,
     UNCERTAINTY,
     WRITABLE_SUFFIXES,
     files_of,
-    images_in,
-    read_image,
     stem,
     suffix,
     write_image,
@@ -25,7 +25,8 @@ from tcurlora.imaging.intensities import check_intensities
 from tcurlora.imaging.label_layers import has_overlaps
 from tcurlora.imaging.segmentations import keeps_overlaps, names_beside, write_segmentation
 from tcurlora.inference.expected_memory import Expected, expected_bytes, require_memory
-from tcurlora.inference.segmenter_cache import SegmenterCache, open_once
+from tcurlora.inference.scan_files import scan_of_channels, scans_in
+from tcurlora.inference.segmenter_cache import SegmenterCache, base_of_model, open_once
 from tcurlora.models.adapter_files import require_absent
 from tcurlora.runtime import distributed
 from tcurlora.runtime.events import EventSink, NullEvents, Tee
@@ -45,7 +46,7 @@ class SegmentRequest:
 
     Attributes:
         model: adapter (folder or name in the library) or base model (folder or name in the catalogue).
-        inputs: scans; a folder stands for the scans in it, or for one DICOM series.
+        inputs: scans; a folder stands for the scans in it (see `scans_in`).
         out: file for one scan; folder otherwise.
         base: base model of an adapter where it is not in the catalogue.
         device: `auto`, `cpu`, `cuda`, ...
@@ -53,6 +54,7 @@ class SegmentRequest:
         overlap: of neighboring windows; None takes the model's own.
         mirror: also mirror each window along the axes that the model allows, and average.
         fold: of an nnU-Net, whose weights to use: `0`, `all`, or several such as `0,1,2`; the usual one when empty.
+        channels: further scans, each as the files of its channels in the model's order.
     """
 
     model: str
@@ -64,28 +66,45 @@ class SegmentRequest:
     overlap: float | None = None
     mirror: bool = False
     fold: str = ""
+    channels: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
-    """One scan and where its results go."""
+    """One scan and where its results go.
+
+    Attributes:
+        scan: file or folder of the scan, or of its first channel.
+        labels: file of the result.
+        uncertainty: file of the voxel map of uncertainty, where one is wanted.
+        channels: of the further channels.
+    """
 
     scan: Path
     labels: Path
     uncertainty: Path | None
+    channels: tuple[Path, ...] = ()
 
 
-def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
+def plan_tasks(request: SegmentRequest, again: bool = False, passed_over: list[str] | None = None) -> list[Task]:
     """Find the scans and name the results, before anything is computed.
 
     Args:
         request: what to do.
         again: whether results that exist already are of this run.
+        passed_over: gets sentences about files in folders that are not read.
 
     Raises:
         InputError: when a scan is missing, two results would have one name, or a result exists already.
     """
-    scans = [scan for given in request.inputs for scan in _scans(Path(given))]
+
+    @cache
+    def channels() -> Sequence[str]:
+        return base_of_model(request.model, request.base, request.fold).input_channels
+
+    notes = [] if passed_over is None else passed_over
+    scans = [scan for given in request.inputs for scan in scans_in(Path(given), channels, notes)]
+    scans += [scan_of_channels(files, channels) for files in request.channels]
     out = Path(request.out)
     one_file = suffix(out) in IMAGE_SUFFIXES
     ending = suffix(out) or out.suffix.lower()
@@ -101,9 +120,9 @@ def plan_tasks(request: SegmentRequest, again: bool = False) -> list[Task]:
         )
     tasks = []
     for scan in scans:
-        labels = out if one_file else out / f"{_name(scan)}.seg.nrrd"
+        labels = out if one_file else out / f"{scan.name}.seg.nrrd"
         uncertainty = labels.with_name(f"{stem(labels)}{UNCERTAINTY}.nii.gz") if request.uncertainty else None
-        tasks.append(Task(scan, labels, uncertainty))
+        tasks.append(Task(scan.files[0], labels, uncertainty, scan.files[1:]))
     if not one_file and out.exists() and not out.is_dir():
         raise InputError(
             f"'{out.name}' is a file whose ending is not one of {', '.join(WRITABLE_SUFFIXES)}.",
@@ -155,14 +174,18 @@ def run_segment(
     if distributed.rank() > 0:
         events = NullEvents()
     again = distributed.first(lambda: job_folder is not None and _was_begun(request, job_folder))
-    tasks, left = distributed.first(lambda: _planned(request, again))
+    tasks, left, passed_over = distributed.first(lambda: _planned(request, again))
+    for sentence in passed_over:
+        events.emit("warning", code="files_passed_over", severity="note", message=sentence)
     events.emit("stage", name="load", title="Loading the model")
     opener = open_once if segmenters is None else segmenters.open
     segmenter = opener(request.model, request.base, request.device, request.overlap, request.mirror, request.fold)
     job = None
     if job_folder is not None:
         open_job = JobFolder.resume if again else JobFolder.start
-        inputs = describe_inputs(file for task in tasks for file in files_of(task.scan))
+        inputs = describe_inputs(
+            file for task in tasks for scan in (task.scan, *task.channels) for file in files_of(scan)
+        )
         job = distributed.first(lambda: open_job(job_folder, "segment", asdict(request), inputs))
         if distributed.rank() == 0:
             events = Tee(events, job.events)
@@ -180,7 +203,7 @@ def run_segment(
 
         problem = None
         try:
-            image = read_image(task.scan, warn)
+            image = read_channels((task.scan, *task.channels), warn)
             check_intensities(image, str(task.scan), warn)
             _tell_memory(expected_bytes(segmenter, image, request.uncertainty), task, events)
             labels, uncertainty = segmenter.segment(image, request.uncertainty, on_window)
@@ -246,30 +269,8 @@ def _was_begun(request: SegmentRequest, job_folder: Path) -> bool:
     return True
 
 
-def _planned(request: SegmentRequest, again: bool) -> tuple[list[Task], list[Task]]:
-    """All tasks, and those that are left to do; the labels of a scan are written last."""
-    tasks = plan_tasks(request, again)
-    return tasks, [task for task in tasks if not task.labels.exists()]
-
-
-def _scans(path: Path) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"There is no scan {path}.", "Check the path (--input).", "not_found")
-    if path.is_file():
-        return [path]
-    files = images_in(path)
-    slices = [file for file in files if suffix(file) == ".dcm"]
-    if slices and len(slices) < len(files):
-        others = next(file for file in files if file not in slices)
-        raise InputError(
-            f"The folder {path} holds DICOM files and other scans, such as '{slices[0].name}' and '{others.name}'.",
-            "Put each DICOM series into a folder of its own, and give the folders and scans one by one.",
-            "mixed_folder",
-        )
-    # A folder without image files is one DICOM series too, whose files have no ending; reading it tells if it is none.
-    return [path] if slices or not files else files
-
-
-def _name(scan: Path) -> str:
-    """Name the result of a scan; a folder may have been given as `.`."""
-    return stem(scan) if scan.is_file() else scan.resolve().name if scan.name in ("", "..") else scan.name
+def _planned(request: SegmentRequest, again: bool) -> tuple[list[Task], list[Task], list[str]]:
+    """All tasks, those that are left to do (the labels of a scan are written last), and what is not read."""
+    passed_over: list[str] = []
+    tasks = plan_tasks(request, again, passed_over)
+    return tasks, [task for task in tasks if not task.labels.exists()], passed_over

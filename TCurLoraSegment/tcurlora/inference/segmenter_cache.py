@@ -152,7 +152,7 @@ class SegmenterCache:
                 "Leave out --fold.",
                 "no_fold",
             )
-        found = base_of_adapter(adapter, base) if adapter else _base_named(model, fold)
+        found = base_of_model(model, base, fold)
         base_key = tuple(file_state(file) for file in found.files)
         adapter_key = tuple(file_state(adapter / name) for name in (CONFIG, WEIGHTS)) if adapter else ()
         key = (base_key, adapter_key, where, overlap, mirror)
@@ -268,6 +268,21 @@ def find_adapter_or_path(model: str) -> Path:
         return find_adapter(model)
     except InputError:
         return Path(model)
+
+
+def base_of_model(model: str, base: str = "", fold: str = "") -> BaseModel:
+    """Find the base model that an adapter was made for, or the base model itself.
+
+    Args:
+        model: as in `SegmenterCache.open`.
+        base: as there.
+        fold: as there.
+
+    Raises:
+        InputError: when the model is neither, or the adapter's base is not found.
+    """
+    folder = find_adapter_or_path(model)
+    return base_of_adapter(folder, base) if is_adapter(folder) else _base_named(model, fold)
 
 
 def _base_named(model: str, fold: str) -> BaseModel:
