@@ -1,7 +1,10 @@
 """Segment the same scans with an nnU-Net in this program and with nnU-Net's own predictor, side by side.
 
-    python Testing/Benchmarks/nnunet_speed.py --out Testing/Benchmarks/results/nnunet_speed.json
+    OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 \\
+        python Testing/Benchmarks/nnunet_speed.py --out Testing/Benchmarks/results/nnunet_speed.json
 
+With these variables threads that wait for each other sleep; on a machine with other work they would else take the
+processor from one another, in both programs, and the time of two threads would say nothing.
 The model is made by nnU-Net's own trainer, with random weights, which take as long as trained ones. Each scan is
 segmented in turn by both, several times, in one process: from the file to the labels, without loading the model.
 nnU-Net runs as it does by itself, in half-precision sums, without mirroring. Beside the time on the clock, which other
@@ -127,6 +130,7 @@ def main() -> None:
     report = {
         "scan": {"size": SIZE, "spacing": SPACING},
         "processor": platform.machine(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load_at_the_end": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in ("torch", "nnunetv2", "dynamic-network-architectures")},
         "results": results,
