@@ -32,6 +32,7 @@ MINIMUM_VERSIONS = {
     "numpy": "1.26",
     "scipy": "1.10",
     "einops": "0.7",
+    "filelock": "3.12",
     "pydicom": "2.4",
     "PyYAML": "6",
 }
@@ -51,6 +52,7 @@ _MEGABYTES = {
     "numpy": 18,
     "scipy": 40,
     "einops": 1,
+    "filelock": 1,
     "pydicom": 2,
     "PyYAML": 1,
 }

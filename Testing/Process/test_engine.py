@@ -128,7 +128,8 @@ class EngineTest(unittest.TestCase):
     def test_engine_runs_by_its_path_from_anywhere(self) -> None:
         """Also from a folder with modules of the same names, and without a trace of its own on Python's path."""
         copy = self.place / "拡張 Süd" / "TCurLoraSegment"
-        shutil.copytree(SOURCE / "tcurlora", copy / "tcurlora", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("tcurlora", "tcurlora_contract"):
+            shutil.copytree(SOURCE / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("tcurlora", "site", "events"):
             (self.place / f"{name}.py").write_text("raise SystemExit('the wrong module')")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pydicom
-
 from tcurlora.cases.case import IGNORED, Case, Dataset, Finding
 from tcurlora.cases.declarations import Declaration, read_declaration, read_json
 from tcurlora.cases.layouts import Layout, Pair, pairs_in_case_folders, pairs_in_folders, pairs_in_list
@@ -204,6 +202,8 @@ def _patient_of(path: Path) -> str:
     file = next((file for file in files if format_of(file) == "dicom" and file.name.upper() != "DICOMDIR"), None)
     if file is None:
         return ""
+    import pydicom  # which loads requests, which opens a socket
+
     try:
         tags = ["PatientID", "PatientName"]
         found = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 import SimpleITK as sitk
 
 from tcurlora.errors import InputError
@@ -44,12 +43,19 @@ class NamedMask:
     color: tuple[float, float, float] | None = None
 
 
+def _dataset(path: Path, **options: Any) -> Any:
+    """Read a DICOM file; pydicom is imported only then, because it loads requests, which opens a socket."""
+    import pydicom
+
+    return pydicom.dcmread(path, **options)
+
+
 def dicom_labels_kind(path: Path) -> str:
     """Return `SEG` or `RTSTRUCT` for a file of labels in DICOM, and an empty string for anything else."""
     if not path.is_file() or format_of(path) != "dicom":
         return ""
     try:
-        found = str(pydicom.dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).get("SOPClassUID"))
+        found = str(_dataset(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).get("SOPClassUID"))
     except Exception:  # pydicom raises many kinds of errors on damaged files
         return ""
     return "SEG" if found in SEG else "RTSTRUCT" if found == RTSTRUCT else ""
@@ -58,7 +64,7 @@ def dicom_labels_kind(path: Path) -> str:
 def names_in_dicom(path: Path) -> list[str]:
     """Return the names of the structures of a SEG or RTSTRUCT file, or none where it cannot be read."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        dataset = _dataset(path, stop_before_pixels=True)
         names = [str(item.get("SegmentLabel", "")) for item in dataset.get("SegmentSequence", ())]
         return names + [str(item.get("ROIName", "")) for item in dataset.get("StructureSetROISequence", ())]
     except Exception:
@@ -134,7 +140,7 @@ def read_rtstruct(path: Path, scan: sitk.Image) -> list[NamedMask]:
             were drawn on some of the slices only.
     """
     try:
-        dataset = pydicom.dcmread(path)
+        dataset = _dataset(path)
         names = {int(item.ROINumber): str(item.get("ROIName", "")) for item in dataset.StructureSetROISequence}
         contours = dataset.get("ROIContourSequence", ()) or ()
         found = [(int(item.ReferencedROINumber), item) for item in contours]
@@ -261,9 +267,9 @@ def require_same_space(path: Path, scan: Path) -> None:
     try:
         theirs = {
             str(item.FrameOfReferenceUID)
-            for item in _all_with(pydicom.dcmread(path, stop_before_pixels=True), "FrameOfReferenceUID")
+            for item in _all_with(_dataset(path, stop_before_pixels=True), "FrameOfReferenceUID")
         }
-        own = str(pydicom.dcmread(of_scan, stop_before_pixels=True).get("FrameOfReferenceUID", ""))
+        own = str(_dataset(of_scan, stop_before_pixels=True).get("FrameOfReferenceUID", ""))
     except Exception:
         return  # what is damaged is told when it is read
     if own and theirs - {""} and own not in theirs:
