@@ -113,7 +113,7 @@ def test_missing_numbers_are_named(tmp_path: Path) -> None:
         for channel in channels:
             write(scan(7), tmp_path / "images" / f"{name}_{channel:04d}.nii.gz")
         write(mask(), tmp_path / "labels" / f"{name}.nii.gz")
-    with pytest.raises(InputError, match="'b' has no channel 0001.*'c' has no channel 0001|'c' has no.*'b' has no"):
+    with pytest.raises(InputError, match=r"'b' has no channel 0001.*'c' has no channel 0001|'c' has no.*'b' has no"):
         find_cases(tmp_path)
 
 
