@@ -463,7 +463,9 @@ def test_entries_of_the_zoo_say_what_their_users_ask() -> None:
     assert len(entries) >= 10
     for entry in entries:
         wanted = {"title", "modality", "structures", "input_channels", "network", "spacing", "patch", "version"}
-        assert wanted | {"licence", "citation", "size", "limit", "memory_mb", "kind", "tried"} <= entry.keys()
+        assert wanted | {"licence", "citation", "size", "limit", "kind", "tried"} <= entry.keys()
+        # Of the one whose license forbids passing its files on, nothing was measured.
+        assert "memory_mb" in entry or entry["name"] == "multi_organ_segmentation"
         assert entry["origin"] == "downloaded" and not entry["on_disk"]
         for source in entry["sources"]:
             read = catalogue.source_of(source)

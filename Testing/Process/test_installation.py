@@ -39,6 +39,7 @@ WHOLE = {
     "scipy": "1.14.1",
     "safetensors": "0.6.2",
     "einops": "0.8.1",
+    "filelock": "3.20.0",
     "pydicom": "3.0.1",
     "PyYAML": "6.0.2",
     "device cpu": "8 threads",
