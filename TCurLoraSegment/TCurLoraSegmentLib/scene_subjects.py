@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import slicer
 
-from TCurLoraSegmentLib.engine import ENGINE_MAIN
+from tcurlora_contract.subjects import derive_subjects
 
 _ENDING = re.compile(r"(\.seg)?\.(nrrd|nhdr|nii(\.gz)?|mha|mhd)\b", re.IGNORECASE)
 
@@ -45,7 +43,7 @@ def subjects_of(volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], given: Sequen
         where it has neither, what is left of the name without side, visit and session, by the rule of the engine.
     """
     names = [_ENDING.sub("", volume.GetName() or "") for volume in volumes]
-    by_name = _derive_subjects()(names)
+    by_name = derive_subjects(names)
     automatic = [
         _in_hierarchy(volume) or Subject(f"name {by_name[name].casefold() or volume.GetID()}", by_name[name] or name)
         for volume, name in zip(volumes, names, strict=True)
@@ -69,15 +67,3 @@ def _in_hierarchy(volume: slicer.vtkMRMLScalarVolumeNode) -> Subject | None:
             key = f"{level} {hierarchy.GetItemUID(branch, 'DICOM') or f'item {branch}'}"
             return Subject(key, hierarchy.GetItemName(branch))
     return None
-
-
-@functools.cache
-def _derive_subjects() -> Callable[[Sequence[str]], Mapping[str, str]]:
-    """Load the engine's rule from its file, which needs nothing but Python; the engine itself is not imported."""
-    path = ENGINE_MAIN.parent / "cases" / "subjects.py"
-    spec = importlib.util.spec_from_file_location("TCurLoraSegmentLib.rule_of_subjects", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rule: Callable[[Sequence[str]], Mapping[str, str]] = module.derive_subjects
-    return rule
