@@ -3,6 +3,8 @@
     OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 \\
         python Testing/Benchmarks/nnunet_speed.py --out Testing/Benchmarks/results/nnunet_speed.json
 
+    python Testing/Benchmarks/nnunet_speed.py --out Testing/Benchmarks/results/nnunet_speed_spinning.json
+
 With these variables threads that wait for each other sleep; on a machine with other work they would else take the
 processor from one another, in both programs, and the time of two threads would say nothing.
 The model is made by nnU-Net's own trainer, with random weights, which take as long as trained ones. Each scan is
