@@ -434,7 +434,9 @@ def name_beside(data: Path, _base: Path) -> None:
 
 
 def give_to_another_subject(data: Path, _base: Path) -> None:
-    (data / "cases.csv").write_text("file,subject\nscan1,x\n")
+    names = sorted({path.name.partition(".")[0] for path in (data / "images").iterdir()})
+    rows = [f"{name},{'x' if name == 'scan1' else name}" for name in names]
+    (data / "cases.csv").write_text("\n".join(["file,subject", *rows]) + "\n", encoding="utf-8")
 
 
 def change_voxels_beside_header(data: Path, _base: Path) -> None:

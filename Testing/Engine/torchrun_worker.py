@@ -88,7 +88,7 @@ def segment() -> None:
     from tcurlora.inference import scans as segmentation
 
     segmentation.write_segmentation = logged(segmentation.write_segmentation)  # type: ignore[assignment]
-    segmentation.read_image = on_call(2, segmentation.read_image, die)
+    segmentation.read_channels = on_call(2, segmentation.read_channels, die)
 
 
 if __name__ == "__main__":
