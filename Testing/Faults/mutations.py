@@ -453,3 +453,50 @@ def dicom_frames(rng: random.Random, data: bytes) -> bytes:
     except Exception:  # pydicom itself refuses to write some of this
         return damaged(rng, data)
     return stream.getvalue()
+
+
+def dicom_labels(rng: random.Random, data: bytes) -> bytes:
+    """Set elements anywhere in a DICOM segmentation or structure set to what they should not be, or remove them."""
+    import warnings
+
+    import pydicom
+
+    warnings.simplefilter("ignore")
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for element in node:
+            places.append((node, element.tag))
+            if element.VR == "SQ":
+                for item in element.value:
+                    walk(item)
+
+    walk(dataset)
+    for _ in range(rng.choice((1, 1, 2))):
+        node, tag = rng.choice(places)
+        if tag not in node:
+            continue
+        element = node[tag]
+        way = rng.randrange(4)
+        try:
+            if way == 0:
+                del node[tag]
+            elif element.VR == "SQ":
+                element.value = pydicom.Sequence(list(element.value)[: rng.randrange(len(element.value) + 1)])
+            elif element.VR in ("DS", "IS", "US", "FD", "UL") and element.VM == 1:
+                element.value = element.value * rng.choice((0, 2, 3, -1)) + rng.choice((0, 1))
+            elif element.VM > 1:
+                values = list(element.value)
+                values[rng.randrange(len(values))] = rng.choice((0, 1, values[0]))
+                element.value = values if way > 1 else values[:-1]
+            else:
+                element.value = rng.choice(("", "liver", "x"))
+        except Exception:
+            continue
+    stream = io.BytesIO()
+    try:
+        dataset.save_as(stream, enforce_file_format=False)
+    except Exception:
+        return damaged(rng, data)
+    return stream.getvalue()

@@ -227,6 +227,54 @@ def _meta_image(path: Path) -> Reading:
     return Reading(flat.reshape(shape), [affine], fields)
 
 
+def read_dicom_labels(path: Path, scan: Any) -> list[tuple[str, np.ndarray]]:
+    """Read the structures of a DICOM segmentation or structure set as (z, y, x) masks of their scan, by hand.
+
+    Raises:
+        Unreadable: when it cannot.
+    """
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(path)
+        return _segments(dataset, scan) if "SegmentSequence" in dataset else _contours(dataset, scan)
+    except Exception as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _segments(dataset: Any, scan: Any) -> list[tuple[str, np.ndarray]]:
+    names = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
+    masks = {number: np.zeros(scan.GetSize()[::-1], bool) for number in names}
+    rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
+    bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+    frames = bits[: rows * columns * count].reshape(count, rows, columns)
+    for frame, item in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        number = int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        place = [float(value) for value in item.PlanePositionSequence[0].ImagePositionPatient]
+        index = scan.TransformPhysicalPointToIndex(place)
+        masks[number][index[2], index[1] : index[1] + rows, index[0] : index[0] + columns] |= frame > 0
+    return [(name, masks[number]) for number, name in names.items()]
+
+
+def _contours(dataset: Any, scan: Any) -> list[tuple[str, np.ndarray]]:
+    from matplotlib.path import Path as Polygon
+
+    names = {int(item.ROINumber): str(item.ROIName).strip() for item in dataset.StructureSetROISequence}
+    columns, rows, _ = scan.GetSize()
+    grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+    found = []
+    for item in dataset.ROIContourSequence:
+        mask = np.zeros(scan.GetSize()[::-1], bool)
+        for contour in item.get("ContourSequence", ()):
+            points = np.array([float(value) for value in contour.ContourData]).reshape(-1, 3)
+            indices = np.array([scan.TransformPhysicalPointToContinuousIndex(point.tolist()) for point in points])
+            corners = np.concatenate([indices[:, :2], indices[:1, :2]])
+            inside = Polygon(corners, closed=True).contains_points(grid).reshape(rows, columns)
+            mask[round(float(indices[:, 2].mean()))] ^= inside
+        found.append((names[int(item.ReferencedROINumber)], mask))
+    return found
+
+
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Read float32 and int64 tensors by hand.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import dicom_samples
 import nnunet_reference
 import numpy as np
 import SimpleITK as sitk
@@ -68,7 +69,10 @@ def make_samples(folder: Path) -> Path:
     _write_series(folder / "series")
     _write_multi_frame(folder / "frames")
     _write_segmentations(folder / "segmentations")
+    _write_dicom_labels(folder / "DICOM labels")
     _write_site(folder / "site")
+    for encoding in ("utf-16", "cp1252"):
+        _write_site(folder / f"site {encoding}", encoding)
     _write_models(folder)
     return folder
 
@@ -131,7 +135,19 @@ def _write_segmentations(folder: Path) -> None:
     (folder / "layers.seg.nrrd").write_bytes(header.encode() + b"\n\n" + layers.tobytes())
 
 
-def _write_site(folder: Path) -> None:
+def _write_dicom_labels(folder: Path) -> None:
+    source = dicom_samples.write_series(folder / "scan")
+    array = np.zeros(dicom_samples.SIZE[::-1], np.uint8)
+    array[3:8, 4:10, 5:12] = 1
+    array[5:9, 10:13, 5:9] = 2
+    dicom_samples.write_seg(folder / "seg.dcm", source, array, ["liver", "amygdala"])
+    box = (4.6, 11.4), (3.6, 9.4)
+    triangle = [dicom_samples.rectangle(*box, level)[:3] for level in range(5, 8)]
+    boxes = [dicom_samples.rectangle((12.6, 16.4), (3.6, 9.4), level) for level in range(3, 8)]
+    dicom_samples.write_rtstruct(folder / "rtstruct.dcm", source, {"liver": triangle, "amygdala": boxes})
+
+
+def _write_site(folder: Path, encoding: str = "utf-8") -> None:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     rows, entries = ["file,subject"], []
@@ -141,7 +157,10 @@ def _write_site(folder: Path) -> None:
         rows.append(f"scan{number}.nii.gz,subject{number % 2 + 1}")
         pair = {part: f"{part}s/scan{number}.nii.gz" for part in ("image", "label")}
         entries.append({**pair, "subject": f"subject{number % 2 + 1}"})
-    (folder / "cases.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    text = "\n".join(rows) + "\n"
+    if encoding != "utf-8":  # as Excel saves it
+        text = "sep=;\r\n" + text.replace(",", ";").replace("\n", "\r\n").replace("subject1", "Müller")
+    (folder / "cases.csv").write_bytes(text.encode(encoding))
     declared = {"labels": {"0": "background", "1": "hippocampus", "7": "amygdala"}}
     (folder / "dataset.json").write_text(json.dumps(declared), encoding="utf-8")
     datalist = {**declared, "training": entries}

@@ -15,13 +15,15 @@ import mutations as m
 import numpy as np
 import SimpleITK as sitk
 import torch
-from readings import Unreadable, read, read_frames, read_safetensors
+from readings import Unreadable, read, read_dicom_labels, read_frames, read_safetensors
 
 from tcurlora.cases.checks import check_cases
 from tcurlora.cases.dataset import find_cases
 from tcurlora.cases.labels import read_structures
 from tcurlora.errors import TCurLoraError
 from tcurlora.imaging.images import read_image
+from tcurlora.imaging.label_layers import mask_of
+from tcurlora.imaging.placing import on_scan
 from tcurlora.imaging.segmentations import read_segmentation
 from tcurlora.imaging.structures import Structure, normalized
 from tcurlora.inference.segmenter import Segmenter
@@ -240,6 +242,23 @@ def named_segments(header: dict[str, str]) -> list[tuple[str, tuple[int, int]]]:
         found.append((header[f"Segment{index}_Name"], (layer, int(header.get(f"Segment{index}_LabelValue", 1)))))
         index += 1
     return found
+
+
+def check_dicom_labels(path: Path, sound: Path) -> None:
+    """Each structure must have the voxels that another reader finds for it, at the same places of the patient."""
+    scan = read_image(path.with_name("scan"))
+    labels, structures = read_segmentation(path, overlaps=True, scan=scan)
+    if len({normalized(s.name) for s in structures}) < len(structures):
+        raise Wrong(f"structures repeat themselves: {structures}")
+    placed = on_scan(labels, scan, path.with_name("scan"), cropped=True)
+    if placed is None:
+        return  # which the check of the case tells
+    others = read_dicom_labels(path, scan)
+    for structure in structures:
+        own = mask_of(placed, structure.value)
+        same = [mask for name, mask in others if name == structure.name]
+        if not same or not np.array_equal(own, np.logical_or.reduce(same)):
+            raise Wrong(f"'{structure.name}' differs from another reader's")
 
 
 def check_color_table(path: Path, sound: Path) -> None:
@@ -470,7 +489,12 @@ TARGETS = (
     Target("seg.nrrd", "segmentations", "one.seg.nrrd", (m.damaged, m.nrrd, m.repacked_gzip), check_segmentation),
     Target("seg.nrrd layers", "segmentations", "layers.seg.nrrd", (m.damaged, m.nrrd), check_segmentation),
     Target("color table", "segmentations", "table.ctbl", (m.damaged, m.csv_text), check_color_table),
-    Target("cases.csv", "site", "cases.csv", (m.damaged, m.csv_text), check_site_table),
+    Target("DICOM SEG", "DICOM labels", "seg.dcm", (m.damaged, m.dicom, m.dicom_labels), check_dicom_labels),
+    Target("DICOM RTSTRUCT", "DICOM labels", "rtstruct.dcm", (m.damaged, m.dicom_labels), check_dicom_labels),
+    *(
+        Target(f"cases.csv{words}", f"site{words}", "cases.csv", (m.damaged, m.csv_text), check_site_table)
+        for words in ("", " utf-16", " cp1252")
+    ),
     Target("dataset.json", "site", "dataset.json", (m.damaged, m.json_text), check_site_table),
     Target("datalist", "site", "datalist.json", (m.damaged, m.json_text, m.json_text), check_datalist),
     Target("bundle inference", "bundle", "configs/inference.json", (m.damaged, m.json_text, m.json_text), check_bundle),
