@@ -458,6 +458,15 @@ def test_a_restricted_licence_is_accepted_before_anything_is_asked_for(server: S
     assert leftovers() == ["tiny"]
 
 
+def test_a_bundle_that_the_user_has_already_is_added_in_place_of_its_download(server: Server, home: Path) -> None:
+    make_bundle(home / "elsewhere" / "tiny")
+    folder = catalogue.add_model(home / "elsewhere" / "tiny", require_loadable)
+    assert catalogue.show_model("tiny")["path"] == str(folder)
+    assert catalogue.fetch_model("tiny", NullEvents()) == folder and not server.asked
+    with pytest.raises(InputError, match="already"):
+        catalogue.add_model(home / "elsewhere" / "tiny", require_loadable)
+
+
 def test_entries_of_the_zoo_say_what_their_users_ask() -> None:
     entries = [entry for entry in catalogue.list_models() if entry.get("sources")]
     assert len(entries) >= 10

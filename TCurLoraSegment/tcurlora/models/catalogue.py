@@ -144,7 +144,7 @@ def fetch_model(name: str, events: EventSink, accept_licence: bool = False) -> P
     if entry.get("restricted") and not accept_licence:
         raise InputError(
             f"The base model '{name}' may not be used for every purpose: {entry['restricted']}",
-            f"If your use is allowed, accept its licence: tcurlora models fetch {name} --accept-licence",
+            f"If your use is allowed, accept its license: tcurlora models fetch {name} --accept-licence",
             "licence",
         )
     try:
@@ -269,7 +269,9 @@ def make_model(name: str, write: Callable[[Path], object]) -> Path:
 def _require_free(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InputError(f"'{name}' cannot be a model's name.", "Choose letters, digits and dashes.", "bad_name")
-    if name in _names(found=False) or (models_folder() / name).exists():
+    # A bundle that the user has already may take the place of its entry that is still to be downloaded.
+    taken = {entry["name"] for entry in list_models() if entry["origin"] != "found" and "sources" not in entry}
+    if name in taken or (models_folder() / name).exists():
         raise InputError(f"There is a base model '{name}' already.", "Choose another name, or remove it.", "exists")
 
 
@@ -342,8 +344,8 @@ def _added(folder: Path, kind: Kind) -> dict[str, Any]:
     return {"name": folder.name, "terminology": {}, **kind.describe(folder), **place}
 
 
-def _names(found: bool = True) -> list[str]:
-    return [entry["name"] for entry in list_models() if found or entry["origin"] != "found"]
+def _names() -> list[str]:
+    return [entry["name"] for entry in list_models()]
 
 
 def not_a_model(path: Path) -> InputError:
