@@ -28,6 +28,7 @@ class Case:
         ignore: label numbers of voxels that nobody labeled: they count neither in training nor in scores.
         channel_names: name of each channel as far as files say it, that of `image` first; empty where they do not.
         channel_order: what states the order of the channels.
+        uncorrected: whether the label is a model's own output that nobody corrected, which proves nothing.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     ignore: tuple[int, ...] = ()
     channel_names: tuple[str, ...] = ()
     channel_order: ChannelOrder = "listed"
+    uncorrected: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ def find_cases(data: Path, declared: Sequence[Structure] = ()) -> Dataset:
         )
     if not layout.pairs:
         raise InputError(f"There are no cases in {layout.folder}.", _LAYOUT, "no_cases")
-    cases = tuple(_case(pair, subject_of[pair.name], background, ignore, declaration) for pair in layout.pairs)
+    cases = tuple(
+        replace(
+            _case(pair, subject_of[pair.name], background, ignore, declaration),
+            uncorrected=pair.name in layout.uncorrected,
+        )
+        for pair in layout.pairs
+    )
     noticed = (*declaration.findings, *layout.findings, *findings)
     return Dataset(layout.folder, cases, declaration.structures, noticed)
 
@@ -147,6 +154,7 @@ def _subjects(layout: Layout) -> tuple[dict[str, str], list[Finding]]:
         reading = read_subjects(table, {pair.name: _spellings(pair, layout.folder) for pair in layout.pairs})
         stated = {**reading.subjects, **stated}
         layout.problems += reading.problems
+        layout.uncorrected = reading.uncorrected
         findings += reading.findings
     elif table is not None:
         message = f"{table.name} is not used, because the list of cases names the subjects itself."

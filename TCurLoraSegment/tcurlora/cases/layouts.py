@@ -45,6 +45,7 @@ class Layout:
     pairs: list[Pair] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    uncorrected: frozenset[str] = frozenset()
 
 
 def pairs_in_folders(folder: Path, images: Path, labels: Path) -> Layout:

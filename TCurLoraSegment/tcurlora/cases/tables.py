@@ -22,6 +22,9 @@ _SUBJECT = "subject subjects subjectid subjectname subjid patient patients patie
 _PERSON = "participant participantid person personid pid pat proband probandid"
 FILE_COLUMNS = frozenset((_FILE + _CASE).split())
 SUBJECT_COLUMNS = frozenset((_SUBJECT + _PERSON).split())
+AUTHOR_COLUMNS = ("labeledby",)
+MODEL = "model"
+"""In the column `labeled_by`: the label is a model's own output, which nobody corrected."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class TableReading:
         subjects: of each case that it names.
         findings: rows and columns that are not used.
         problems: what has to be corrected first.
+        uncorrected: cases whose labels a model made and nobody corrected, by the column `labeled_by`.
     """
 
     subjects: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
     problems: tuple[str, ...] = ()
+    uncorrected: frozenset[str] = frozenset()
 
 
 def find_table(folder: Path) -> Path | None:
@@ -86,6 +91,8 @@ def read_subjects(path: Path, spellings: Mapping[str, Sequence[str]]) -> TableRe
         finding = Finding("", "table_without_subjects", f"{message}{quoted(table.header, 8)}.", remedy, "warning")
         return TableReading({}, (finding,))
     cases = _Spellings(spellings)
+    author = _column(table, AUTHOR_COLUMNS, "labeled_by")
+    by_model: set[str] = set()
     given: dict[str, dict[str, int]] = defaultdict(dict)
     problems: list[str] = []
     unused: list[str] = []
@@ -101,6 +108,8 @@ def read_subjects(path: Path, spellings: Mapping[str, Sequence[str]]) -> TableRe
             problems.append(f"{path.name} names no subject for '{name}' (line {row.line})")
         else:
             given[case].setdefault(whose, row.line)
+            if author is not None and table.cell(row, author).casefold() == MODEL:
+                by_model.add(case)
     if not given and not problems:
         what = f"names no case: its first row is '{unused[0]}'" if unused else "names no case"
         raise bad_table(
@@ -121,13 +130,13 @@ def read_subjects(path: Path, spellings: Mapping[str, Sequence[str]]) -> TableRe
     if nameless:
         message = f"{path.name} has rows without a file: line {', '.join(map(str, nameless[:4]))}."
         findings.append(Finding("", "table_rows_unused", message, "Complete or remove them.", "warning"))
-    others = [name for index, name in enumerate(table.header) if index not in (file, subject) and name]
+    others = [name for index, name in enumerate(table.header) if index not in (file, subject, author) and name]
     if others:
         message = f"Of {path.name} the columns {quoted(others)} are not used."
         remedy = f"Fine if '{table.header[file]}' and '{table.header[subject]}' say which scan is whose."
         findings.append(Finding("", "table_columns_unused", message, remedy, "note"))
     subjects_of = {case: next(iter(subjects)) for case, subjects in given.items()}
-    return TableReading(subjects_of, tuple(findings), tuple(problems))
+    return TableReading(subjects_of, tuple(findings), tuple(problems), frozenset(by_model))
 
 
 def _column(table: Table, known: Collection[str], wanted: str) -> int | None:

@@ -392,6 +392,7 @@ class _Run:
             },
             subjects=self._subjects(),
             new=self._new_structures(),
+            uncorrected=[case.name for case in self.site.dataset.cases if case.uncorrected],
         )
         return {**report, "advice": self.advice(validation)}
 
