@@ -451,7 +451,7 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
         print(summary["table"])
         print(summary["summary"])
         print(
-            f"Adapter: {summary['adapter']} ({summary['trained']:,} trained numbers, {summary['bytes'] / 1000:.0f} kB)"
+            f"Adapter: {summary['adapter']} ({summary['trained']:,} trained parameters, {summary['bytes'] / 1000:.0f} kB)"
         )
     return 0
 

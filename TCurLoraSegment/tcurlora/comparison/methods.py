@@ -154,7 +154,7 @@ class LoraModel(nn.Module):
                 parameter.copy_(state[name])
 
     def trained_counts(self) -> dict[str, int]:
-        """Count trained numbers: in the factors, in parameters trained whole, and together."""
+        """Count trained parameters: in the factors, in parameters trained whole, and together."""
         cores = sum(parameter.numel() for parameter in self.cores())
         whole = self.inner.trained_counts()["whole"]
         return {"cores": cores, "whole": whole, "total": cores + whole}

@@ -76,7 +76,7 @@ def html_page(results: Mapping[str, Any]) -> str:
         f"<p>{escape(summary_words(results))}</p>",
         "<h2>Overview</h2>",
         _html_table(*overview(results), marked=reference),
-        svg_plots.scatter_plot(_trade_off(results), "trained numbers", "mean Dice", colors),
+        svg_plots.scatter_plot(_trade_off(results), "trained parameters", "mean Dice", colors),
         *_part_html(results["test"], "Test cases", colors),
     ]
     if results["own"]:

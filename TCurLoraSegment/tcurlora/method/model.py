@@ -183,7 +183,7 @@ class TensorCurModel(nn.Module):
                 parameter.copy_(state[name])
 
     def trained_counts(self) -> dict[str, int]:
-        """Count trained numbers: in the cores, in parameters trained whole, and together."""
+        """Count trained parameters: in the cores, in parameters trained whole, and together."""
         cores = sum(stack.core.numel() for stack in self._core_stacks())
         whole = sum(value.numel() for value in self.whole.values())
         return {"cores": cores, "whole": whole, "total": cores + whole}
