@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ harness.start_panel()
 @pytest.fixture(autouse=True)
 def fresh_slicer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TCURLORA_HOME", str(tmp_path_factory.mktemp("home")))
+    # Python may collect cycles in any thread, such as one that reads from a worker, and VTK objects do not survive that
+    # outside of the main one. So it is done here, between tests.
+    gc.collect()
+    gc.disable()
     harness.begin_test()
     yield
     harness.end_test()
+    gc.collect()
+    gc.enable()
