@@ -450,9 +450,8 @@ def _adapt(options: argparse.Namespace, events: EventSink) -> int:
     if not options.json:
         print(summary["table"])
         print(summary["summary"])
-        print(
-            f"Adapter: {summary['adapter']} ({summary['trained']:,} trained parameters, {summary['bytes'] / 1000:.0f} kB)"
-        )
+        size = f"{summary['trained']:,} trained parameters, {summary['bytes'] / 1000:.0f} kB"
+        print(f"Adapter: {summary['adapter']} ({size})")
     return 0
 
 
