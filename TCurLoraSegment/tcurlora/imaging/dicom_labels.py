@@ -91,6 +91,9 @@ def read_seg(path: Path) -> tuple[list[NamedMask], sitk.Image]:
     try:
         found = highdicom.seg.segread(path)
         numbers = [int(number) for number in found.get_segment_numbers() if number > 0]
+        drawn = {_segment_of(frame) for frame in found.PerFrameFunctionalGroupsSequence} - {None, 0}
+        if not drawn <= set(numbers):
+            raise ValueError("it has frames of unknown segments")
         descriptions = {number: found.get_segment_description(number) for number in numbers}
         volume = found.get_volume(segment_numbers=numbers, combine_segments=False, rescale_fractional=True)
         voxels = np.asarray(volume.array)
@@ -124,6 +127,12 @@ def read_seg(path: Path) -> tuple[list[NamedMask], sitk.Image]:
         for index, number in enumerate(numbers)
     ]
     return segments, geometry
+
+
+def _segment_of(frame: Any) -> int | None:
+    """Return the number of the segment that a frame shows; None where all frames show all of them."""
+    identified = frame.get("SegmentIdentificationSequence")
+    return int(identified[0].ReferencedSegmentNumber) if identified else None
 
 
 def read_rtstruct(path: Path, scan: sitk.Image) -> list[NamedMask]:
@@ -168,6 +177,8 @@ def _polygons(path: Path, name: str, item: Any, scan: sitk.Image) -> Iterator[tu
         kind = str(contour.get("ContourGeometricType", ""))
         try:
             points = np.array([float(value) for value in contour.ContourData]).reshape(-1, 3)
+            if len(points) != int(contour.get("NumberOfContourPoints", len(points))):
+                raise ValueError("another number of points")
         except Exception as error:
             raise _not_filled(path, name, "has a contour that is damaged") from error
         if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR") or len(points) < 3 or not np.isfinite(points).all():
