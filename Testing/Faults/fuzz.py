@@ -87,7 +87,9 @@ def _follow(
                 return at, {"input": at, "target": target, "outcome": "crash", "detail": f"exit code {code}"}
             said = json.loads(line)
             patience = seconds_each
-            if "begin" in said:
+            if "end" in said:
+                patience = 180.0  # to leave, which is no input's time
+            elif "begin" in said:
                 at, target = said["begin"], said["target"]
             else:
                 outcomes[f"{target}: {said['outcome']}"] += 1
@@ -122,6 +124,7 @@ def _child(scratch: Path, seed: int, start: int, count: int, only: str) -> None:
             outcome, detail = "memory", f"{more / 2**20:.0f} MiB; {outcome} {detail}"
         said = {"outcome": outcome, "how": mutate.__name__}
         print(json.dumps({**said, **({} if outcome in ("refused", "right") else {"detail": detail})}), flush=True)
+    print(json.dumps({"end": True}), flush=True)
 
 
 def _judge(check: Any, path: Path, sound: Path) -> tuple[str, str]:
